@@ -1,0 +1,57 @@
+"""Discriminative and Consistent Distillation (DCD, arXiv 2407.11802) in plain PyTorch.
+
+Losses, models, augmentation and one training step, for use in any training loop.
+"""
+
+from __future__ import annotations
+
+from dcd_core.augment import crop_flip, mix, normalize, sample_order
+from dcd_core.batch_norm import synchronise_batch_norm
+from dcd_core.distiller import Distiller, DistillerOutput
+from dcd_core.distributed import gather_rows, shares
+from dcd_core.features import FeatureModel, ModelOutput, find_classifier
+from dcd_core.models import MODELS, build_model
+from dcd_core.objective import Losses, Objective
+from dcd_core.step import EpochMeans, Meter, MicroBatch, freeze_teacher, train_step
+from dcd_core.terms import (
+    consistency,
+    cross_entropy,
+    default_init_bias,
+    kd_divergence,
+    same_class_mask,
+    sigmoid_contrast,
+    similarity_logits,
+    softmax_contrast,
+)
+
+__all__ = [
+    "MODELS",
+    "Distiller",
+    "DistillerOutput",
+    "EpochMeans",
+    "FeatureModel",
+    "Losses",
+    "Meter",
+    "MicroBatch",
+    "ModelOutput",
+    "Objective",
+    "build_model",
+    "consistency",
+    "crop_flip",
+    "cross_entropy",
+    "default_init_bias",
+    "find_classifier",
+    "freeze_teacher",
+    "gather_rows",
+    "kd_divergence",
+    "mix",
+    "normalize",
+    "same_class_mask",
+    "sample_order",
+    "shares",
+    "sigmoid_contrast",
+    "similarity_logits",
+    "softmax_contrast",
+    "synchronise_batch_norm",
+    "train_step",
+]

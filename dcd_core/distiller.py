@@ -1,0 +1,191 @@
+"""All that is learned: the student, the projection heads, the temperature and the bias.
+
+Shape letters: B images, C channels, H x W pixels, K classes, D feature dimensions, P projection
+dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dcd_core._precision import full_precision
+from dcd_core.batch_norm import is_synchronised
+from dcd_core.features import FeatureModel, ModelOutput
+
+_SHORTEST = 1e-6
+"""Embeddings shorter than this are not stretched to unit length: at 0 there is no direction, and
+the gradient of the normalisation grows as 1 / length."""
+
+_HAS_STATISTICS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+
+
+class DistillerOutput(NamedTuple):
+    """What a ``Distiller`` returns; without heads, all but the logits are None."""
+
+    logits: Tensor  # (B, K)
+    student_embedding: Tensor | None  # (B, P), unit length, at least float32
+    teacher_embedding: Tensor | None  # (B, P), unit length, at least float32
+    log_temperature: Tensor | None  # ()
+    bias: Tensor | None  # ()
+
+
+class Distiller(nn.Module):
+    """The module that the optimizer, DDP and the checkpoint get. The teacher stays outside.
+
+    Args:
+        student: the network to train.
+        teacher_dim: dimension of the teacher's features; None for CE or KD alone, which have
+            neither heads nor scalars.
+        projection_dim: P.
+        init_temperature: where T starts. The paper's tau = 1 is T = exp(-1).
+        min_temperature: lower limit of T, kept by ``limit_temperature_``. The paper's is 0.1.
+        init_bias: where b starts.
+        learn_bias: whether b is trained. It acts in the sigmoid contrast only; under softmax its
+            gradient is rounding noise, which an adaptive optimizer would amplify.
+
+    Raises:
+        ValueError: not 0 < min_temperature <= init_temperature.
+    """
+
+    def __init__(
+        self,
+        student: FeatureModel,
+        *,
+        teacher_dim: int | None,
+        projection_dim: int = 128,
+        init_temperature: float = math.exp(-1),
+        min_temperature: float = 0.1,
+        init_bias: float = 0.0,
+        learn_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 < min_temperature <= init_temperature < math.inf:
+            raise ValueError(
+                f"init_temperature {init_temperature} must be finite and at least min_temperature "
+                f"{min_temperature}, which must be above 0"
+            )
+        self.student = student
+        self.min_temperature = min_temperature
+        self.student_head: nn.Linear | None = None
+        self.teacher_head: nn.Linear | None = None
+        self.log_temperature: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if teacher_dim is not None:
+            self.student_head = nn.Linear(student.feature_dim, projection_dim)
+            self.teacher_head = nn.Linear(teacher_dim, projection_dim)
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(init_temperature)))
+            self.bias = nn.Parameter(torch.tensor(float(init_bias)), requires_grad=learn_bias)
+
+    @property
+    def temperature(self) -> Tensor | None:
+        """T, detached; None without heads."""
+        return None if self.log_temperature is None else self.log_temperature.detach().exp()
+
+    def forward(self, images: Tensor, teacher_features: Tensor | None = None) -> DistillerOutput:
+        """Run the student and project both features.
+
+        Args:
+            images: (B, C, H, W); B may be 0 on a rank without rows.
+            teacher_features: the frozen teacher's features of the same images, (B, D); needed if
+                and only if there are heads.
+
+        Raises:
+            ValueError: ``teacher_features`` is missing, unwanted or of the wrong shape.
+        """
+        logits, features = self._run_student(images)
+        if self.student_head is None or self.teacher_head is None:
+            if teacher_features is not None:
+                raise ValueError("teacher_features is given but teacher_dim was None: no heads")
+            return DistillerOutput(logits, None, None, None, None)
+        expected = (images.shape[0], self.teacher_head.in_features)
+        if teacher_features is None or teacher_features.shape != expected:
+            found = None if teacher_features is None else tuple(teacher_features.shape)
+            raise ValueError(f"teacher_features must have shape {expected}, found {found}")
+        assert self.log_temperature is not None  # as the heads
+        assert self.bias is not None
+        return DistillerOutput(
+            logits=logits,
+            student_embedding=_embed(features, self.student_head.weight, self.student_head.bias),
+            teacher_embedding=_embed(
+                teacher_features, self.teacher_head.weight, self.teacher_head.bias
+            ),
+            # Not the parameters themselves: DDP looks for used parameters behind the outputs, and
+            # takes a parameter that is an output for an unused one.
+            log_temperature=self.log_temperature.clone(),
+            bias=self.bias.clone(),
+        )
+
+    @torch.no_grad()
+    def limit_temperature_(self) -> None:
+        """Raise T to ``min_temperature`` where it fell below; call it after the optimizer's step.
+
+        A limit inside the forward pass would cut the gradient off, and T could not come back.
+        """
+        if self.log_temperature is not None:
+            self.log_temperature.clamp_(min=math.log(self.min_temperature))
+
+    def parameter_groups(
+        self, *, lr: float, weight_decay: float, scalar_lr_ratio: float
+    ) -> list[dict[str, Any]]:
+        """Groups for the optimizer: "weights", and "scalars" where there are any to train.
+
+        Args:
+            lr: learning rate of the weights.
+            weight_decay: of the weights; the scalars have none.
+            scalar_lr_ratio: learning rate of T and b relative to ``lr``.
+        """
+        scalars = [p for p in (self.log_temperature, self.bias) if p is not None]
+        excluded = {id(p) for p in scalars}
+        weights = [p for p in self.parameters() if p.requires_grad and id(p) not in excluded]
+        groups: list[dict[str, Any]] = [
+            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay}
+        ]
+        if trainable := [p for p in scalars if p.requires_grad]:
+            groups.append(
+                {
+                    "name": "scalars",
+                    "params": trainable,
+                    "lr": lr * scalar_lr_ratio,
+                    "weight_decay": 0.0,
+                }
+            )
+        return groups
+
+    def _run_student(self, images: Tensor) -> ModelOutput:
+        """The student's output, for no images too.
+
+        Synchronised BatchNorm needs every rank in its collectives, and can do with no rows. Any
+        other student runs on blank images, whose rows are then dropped: many layers refuse an empty
+        batch. Running statistics are left alone meanwhile.
+        """
+        if images.shape[0] > 0 or is_synchronised(self.student):
+            output: ModelOutput = self.student(images)
+            return output
+        training = [m for m in self.student.modules() if isinstance(m, _HAS_STATISTICS)]
+        training = [m for m in training if m.training]
+        for module in training:
+            module.eval()
+        try:
+            output = self.student(images.new_zeros(2, *images.shape[1:]))
+        finally:
+            for module in training:
+                module.train()
+        return ModelOutput(output.logits[:0], output.features[:0])
+
+
+@full_precision
+def _embed(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Project features (B, D) and scale them to unit length: (B, P)."""
+    return F.normalize(F.linear(features.to(weight.dtype), weight, bias), dim=1, eps=_SHORTEST)
