@@ -1,0 +1,31 @@
+"""The errors that the command line turns into a sentence and an exit code."""
+
+from __future__ import annotations
+
+
+class OrchestratorError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the command ends with."""
+
+    exit_code = 1
+
+
+class UserError(OrchestratorError):
+    """The user's input is wrong: nothing was started. The message names what, where, and a remedy."""
+
+    exit_code = 2
+
+
+class RunFailed(OrchestratorError):
+    """A run started and could not go on. What it had saved is kept."""
+
+
+class Diverged(RunFailed):
+    """A loss term became NaN or infinite during training."""
+
+
+class Interrupted(OrchestratorError):
+    """A signal ended the command: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"interrupted by signal {signal_number}")
+        self.exit_code = 128 + signal_number

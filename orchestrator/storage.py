@@ -1,0 +1,166 @@
+"""A folder of small files that may be local, a shared mount, or any URI that pyarrow.fs opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+class Folder:
+    """One folder. Writing a file replaces it at once: readers see the old or the new, never a part.
+
+    Object stores put a file atomically; on a file system it is written beside its place, flushed to
+    disk and renamed. Instances pickle, so that a worker on another machine can open the same one.
+    """
+
+    def __init__(self, location: str) -> None:
+        """Args:
+        location: an absolute path or a URI.
+        """
+        self.location = location.rstrip("/") or "/"
+        self._local = Path(location) if "://" not in location else None
+        self._remote: tuple[FileSystem, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"location": self.location}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["location"])  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"Folder({self.location!r})"
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.location}/{name}")
+
+    @property
+    def local_path(self) -> Path | None:
+        """The path when the folder is on a file system, else None."""
+        return self._local
+
+    def write(self, name: str, content: bytes | str) -> None:
+        """Replace a file, making the folders above it."""
+        data = content.encode() if isinstance(content, str) else content
+        if self._local is None:
+            filesystem, root = self._filesystem()
+            target = f"{root}/{name}"
+            filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        target_path = self._local / name
+        target_path.parent.mkdir(parents=True, exist_ok=True)
+        partial = target_path.with_name(f".{target_path.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target_path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None when there is none."""
+        try:
+            if self._local is not None:
+                return (self._local / name).read_bytes()
+            filesystem, root = self._filesystem()
+            with filesystem.open_input_stream(f"{root}/{name}") as stream:
+                content: bytes = stream.read()
+                return content
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Replace a JSON file. NaN and infinities are kept as Python's JSON writes them."""
+        self.write(name, json.dumps(value, indent=1))
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's value; None when there is no such file."""
+        content = self.read(name)
+        return None if content is None else json.loads(content)
+
+    def names(self) -> list[str]:
+        """Sorted names of what lies directly in the folder, unfinished files left out."""
+        if self._local is not None:
+            if not self._local.is_dir():
+                return []
+            found = [entry.name for entry in self._local.iterdir()]
+        else:
+            from pyarrow.fs import FileSelector
+
+            filesystem, root = self._filesystem()
+            selector = FileSelector(root, allow_not_found=True)
+            found = [info.base_name for info in filesystem.get_file_info(selector)]
+        return sorted(name for name in found if not name.endswith(".part"))
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder with all it holds; nothing when it is not there."""
+        if self._local is not None:
+            import shutil
+
+            target = self._local / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+            return
+        from pyarrow.fs import FileType
+
+        filesystem, root = self._filesystem()
+        info = filesystem.get_file_info(f"{root}/{name}")
+        if info.type == FileType.Directory:
+            filesystem.delete_dir(info.path)
+        elif info.type == FileType.File:
+            filesystem.delete_file(info.path)
+
+    def _filesystem(self) -> tuple[FileSystem, str]:
+        if self._remote is None:
+            from pyarrow.fs import FileSystem
+
+            try:
+                filesystem, root = FileSystem.from_uri(self.location)
+            except (ValueError, OSError) as error:
+                raise UserError(
+                    f"{self.location}: not a URI that pyarrow opens: {error}"
+                ) from error
+            self._remote = filesystem, root.rstrip("/")
+        return self._remote
+
+
+def check_writable(folder: Folder, *, setting: str) -> None:
+    """Raise UserError unless a file can be written; leaves nothing behind where there was nothing.
+
+    Args:
+        folder: the folder to try.
+        setting: the setting it comes from, for the message.
+    """
+    parent = folder.local_path
+    if parent is not None:
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise UserError(f"{setting}: {folder.location} cannot be a folder: {parent} is a file")
+        probe_folder = Folder(str(parent))
+    else:
+        probe_folder = folder
+    probe = f".dcd-write-probe-{uuid.uuid4().hex[:8]}"
+    try:
+        probe_folder.write(probe, b"")
+        probe_folder.delete(probe)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{setting}: {folder.location} is not writable ({reason}): "
+            "name a folder that this user may write to"
+        ) from error
