@@ -1,0 +1,40 @@
+"""What a source hands over: labels at once, pixels only for the images that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Integers: TypeAlias = NDArray[np.int64]
+
+RawImage: TypeAlias = bytes | Path | Pixels | None
+"""Encoded bytes, an encoded file, pixels (H, W, C), or None where the source has a hole."""
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """A labelled set of images that are not decoded yet."""
+
+    labels: NDArray[Any]
+    """(M,) integers, not yet checked against the number of classes."""
+    name: Callable[[int], str]
+    """How messages call the image at a position: a file, or a shard and its row."""
+    read: Callable[[Integers], Iterator[RawImage]]
+    """Yields the images at ascending positions."""
+
+
+@dataclass(frozen=True)
+class RawData:
+    """All that a source holds."""
+
+    train: RawImages
+    test: RawImages | None
+    """None when the source has no test split."""
+    class_names: tuple[str, ...] | None
+    """None when the source does not name its classes."""
