@@ -1,0 +1,5 @@
+"""`python -m orchestrator` is `dcd`."""
+
+from orchestrator.cli import main
+
+main()

@@ -1,0 +1,245 @@
+"""The command line: `dcd` and `python -m orchestrator`.
+
+Heavy imports happen inside the commands, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from orchestrator.errors import Interrupted, OrchestratorError, UserError
+
+if TYPE_CHECKING:
+    from orchestrator.distill import Outcome
+    from orchestrator.spec import Experiment
+
+app = typer.Typer(
+    help="Distil small, fast image classifiers from large, accurate ones (DCD, arXiv 2407.11802).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", metavar="FILE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a field: objective.kd_weight=0.5"),
+]
+StoragePath = Annotated[
+    str | None,
+    typer.Option("--storage", help="Folder or URI of the runs, when not the default."),
+]
+
+
+def main() -> NoReturn:
+    """Run a command and end with its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    sys.path.insert(0, os.getcwd())  # where a `module:function` of the user's own lies
+    try:
+        app()
+    except Interrupted as error:
+        # Threads that wait for Ray or a tracking server must not hold up the end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+    except OrchestratorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+@app.command()
+def distill(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file (YAML).", metavar="FILE")
+    ] = None,
+    overrides: Overrides = None,
+    new: Annotated[bool, typer.Option("--new", help="Start afresh under a numbered name.")] = False,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run by its name.")
+    ] = None,
+    storage: StoragePath = None,
+) -> None:
+    """Train one student, or go on with a run that was cut off."""
+    from orchestrator.distill import distill as run_distillation
+
+    spec = _spec_to_run(experiment, overrides, resume=resume, new=new, storage=storage)
+    try:
+        outcome = run_distillation(spec, new=new)
+    except Interrupted:
+        command = f"dcd distill --resume {spec.name}"
+        if spec.storage.path:
+            command += f" --storage {shlex.quote(spec.storage.path)}"
+        print(f"\nstopped; go on with: {command}", file=sys.stderr)
+        raise
+    _show(outcome, spec)
+
+
+@app.command()
+def plan(experiment: ExperimentFile, overrides: Overrides = None) -> None:
+    """Show what `distill` would do, without doing it."""
+    from orchestrator.experiment_file import load_experiment
+    from orchestrator.plan import describe_plan
+
+    print(describe_plan(load_experiment(experiment, overrides or ())))
+
+
+@app.command()
+def doctor(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Check this experiment's places.", metavar="FILE")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check versions, devices, Ray, MLflow and storage."""
+    from orchestrator.doctor import examine
+    from orchestrator.experiment_file import build_experiment, load_experiment
+
+    spec = (
+        load_experiment(experiment, overrides or ())
+        if experiment
+        else build_experiment({"name": "doctor", "objective": {"method": "ce"}}, where="doctor")
+    )
+    healthy = True
+    for finding in examine(spec):
+        healthy = healthy and finding.ok
+        print(
+            f"{'ok  ' if finding.ok else 'FAIL'}  {finding.subject:<22} {finding.text}", flush=True
+        )
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of experiment files."""
+    from orchestrator.spec import Experiment
+
+    print(json.dumps(Experiment.model_json_schema(), indent=2))
+
+
+@app.command()
+def sync(
+    run: Annotated[str | None, typer.Argument(help="One run; all by default.")] = None,
+    storage: StoragePath = None,
+) -> None:
+    """Send to MLflow what a run could not send while its server was away."""
+    from orchestrator.places import storage_folder
+    from orchestrator.tracking import pending_runs, sync_run
+
+    folder = storage_folder(_absolute(storage))
+    names = [run] if run else pending_runs(folder)
+    if run and (folder / run).read_json("tracking/request.json") is None:
+        raise UserError(f"{run}: no tracked run of that name in {folder.location}")
+    if not names:
+        print(f"nothing to send: all runs in {folder.location} are in MLflow")
+    unsent = False
+    for name in names:
+        report = sync_run(folder / name)
+        unsent = unsent or report.pending is not None
+        state = f"not sent yet: {report.pending}" if report.pending else "all sent"
+        print(f"{name}: {report.sent_points} points, {state}")
+    if unsent:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    uri: Annotated[str | None, typer.Option(help="Tracking URI, when not the default.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 5000,
+) -> None:
+    """Browse runs, curves and students in MLflow."""
+    from orchestrator.places import tracking_place
+    from orchestrator.ui import serve_ui
+
+    place, artifact_root = tracking_place(uri)
+    code = serve_ui(place, host=host, port=port, artifact_root=artifact_root)
+    if code:
+        raise typer.Exit(code)
+
+
+def _spec_to_run(
+    experiment: Path | None,
+    overrides: list[str] | None,
+    *,
+    resume: str | None,
+    new: bool,
+    storage: str | None,
+) -> Experiment:
+    from orchestrator.experiment_file import changed, load_experiment
+    from orchestrator.places import storage_folder
+    from orchestrator.runs import find_run
+
+    if (experiment is None) == (resume is None):
+        raise UserError("give an experiment file, or --resume RUN: exactly one of them")
+    if experiment is not None:
+        spec = load_experiment(experiment, overrides or ())
+        return changed(spec, {"storage.path": _absolute(storage)}) if storage else spec
+    assert resume is not None
+    if new:
+        raise UserError("--resume goes on with a run and --new starts one: give one of them")
+    if overrides:
+        raise UserError("--resume takes the run's own spec: drop --set")
+    folder = storage_folder(_absolute(storage))
+    return changed(find_run(resume, folder), {"storage.path": folder.location})
+
+
+def _show(outcome: Outcome, spec: Experiment) -> None:
+    """The result, on standard output."""
+    metrics = outcome.metrics
+    if outcome.already_finished:
+        print(f"{outcome.run} is already finished: {outcome.folder.location}")
+    rows = [
+        ("teacher", metrics.get("teacher/val_top1"), metrics.get("teacher/test_top1")),
+        (
+            f"student, best epoch ({metrics['best_epoch']:.0f})",
+            metrics["val/top1"],
+            metrics.get("test/top1"),
+        ),
+        ("student, last epoch", metrics["val/top1_last"], metrics.get("test/top1_last")),
+    ]
+    print(f"\n{'':<28}{'val top-1':>10}{'test top-1':>12}")
+    for name, val, test in rows:
+        if val is not None:
+            test_text = "-" if test is None else f"{test:.2f} %"
+            print(f"{name:<28}{val:>8.2f} %{test_text:>12}")
+    print(f"\nrun      {outcome.run} in {outcome.folder.location}")
+    print(f"student  orchestrator.load_student({outcome.folder.location!r})")
+    report = outcome.tracking
+    if report is not None and report.model_uri:
+        print(f"MLflow   mlflow.pyfunc.load_model({report.model_uri!r})")
+    if report is not None and report.pending:
+        print(f"MLflow   not all is sent yet ({report.pending}): `dcd sync {outcome.run}` sends it")
+    elif spec.tracking.enabled:
+        print("browse   dcd ui")
+
+
+def _absolute(path: str | None) -> str | None:
+    if path is None or "://" in path:
+        return path
+    return str(Path(path).expanduser().absolute())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """First signal: stop in order. Any further one is ignored, for stopping takes a second or two."""
+    for known in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(known, signal.SIG_IGN)
+    raise Interrupted(number)
+
+
+if __name__ == "__main__":
+    main()

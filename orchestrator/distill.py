@@ -1,0 +1,278 @@
+"""One distillation from the driver's side: check everything, then run, track and finish."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple
+
+import torch
+import yaml
+
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.environment import describe_environment, git_commit
+from orchestrator.errors import Interrupted, UserError
+from orchestrator.experiment_file import flatten
+from orchestrator.inputs import Inputs, Teacher, fitted_teacher, read_inputs
+from orchestrator.journal import Journal
+from orchestrator.places import Places, find_places
+from orchestrator.progress import Display
+from orchestrator.reporter import ProcessReporter
+from orchestrator.runs import Run, create_run, forget_run, locked, open_run, write_state
+from orchestrator.spec import Experiment, ScalingSpec
+from orchestrator.storage import Folder, check_writable
+from orchestrator.tracking import (
+    SyncReport,
+    Tracker,
+    finish_request,
+    reopen,
+    request_tracking,
+)
+from orchestrator.worker import Shared, Work, run_work
+
+logger = logging.getLogger(__name__)
+
+_TRACKING_PATIENCE_S = 60.0
+"""How long a finished run waits for a tracking server that answers to take the student."""
+_INTERRUPTED_PATIENCE_S = 0.7
+"""The same after a signal: `ray job stop` kills 3 s after SIGTERM."""
+
+
+class Outcome(NamedTuple):
+    """What a distillation leaves."""
+
+    run: str
+    folder: Folder
+    metrics: dict[str, float]
+    """The final ones; accuracies in percent."""
+    already_finished: bool
+    tracking: SyncReport | None
+    """None with tracking off, or when nothing was left to do."""
+
+
+def distill(
+    experiment: Experiment, *, new: bool = False, display: Display | None = None
+) -> Outcome:
+    """Distil a student, or go on with a run that was cut off.
+
+    Args:
+        experiment: what to run.
+        new: start a fresh run under a numbered name when the name is taken.
+        display: where progress is shown.
+
+    Raises:
+        UserError: the input is wrong; nothing was started or written.
+        RunFailed: training could not go on; the newest checkpoint is kept.
+        Interrupted: a signal came; the same command goes on from the newest checkpoint.
+    """
+    display = display or Display()
+    places = find_places(experiment)
+    check_writable(places.storage, setting="storage.path")
+    run = open_run(experiment, places.storage, new=new)
+    if run.state == "finished":
+        return _finished(run)
+    check_resources(experiment.scaling)
+    with display.step(f"{run.experiment.name}: reading images and networks"):
+        inputs = read_inputs(run.experiment)
+    for note in inputs.notes:
+        display.say(f"note: {note}")
+    with session(experiment.scaling):
+        teacher = inputs.teacher
+        if inputs.fit is not None and experiment.teacher is not None:
+            fit = open_run(inputs.fit.experiment, places.storage, new=False)
+            outcome = (
+                _finished(fit)
+                if fit.state == "finished"
+                else _run(fit, inputs.fit, None, places, role="teacher", display=display)
+            )
+            location = outcome.folder.location
+            teacher = fitted_teacher(experiment.teacher, inputs.fit, location, outcome.run)
+        return _run(run, inputs, teacher, places, role="student", display=display)
+
+
+def check_resources(scaling: ScalingSpec) -> None:
+    """Refuse more workers or GPUs than a Ray on this machine alone would have."""
+    if scaling.workers == 0:
+        return
+    from orchestrator.ray_train import joins_cluster, local_resources
+
+    if not joins_cluster():
+        local_resources(scaling)
+
+
+def session(scaling: ScalingSpec) -> AbstractContextManager[None]:
+    """Ray for as long as the context lasts, joined or started once; nothing with 0 workers."""
+    if scaling.workers == 0:
+        return nullcontext()
+    from orchestrator.ray_train import ray_session
+
+    return ray_session()
+
+
+def _finished(run: Run) -> Outcome:
+    metrics = run.folder.read_json("result.json")
+    return Outcome(run.experiment.name, run.folder, metrics, True, None)
+
+
+def _run(
+    run: Run,
+    inputs: Inputs,
+    teacher: Teacher | None,
+    places: Places,
+    *,
+    role: str,
+    display: Display,
+) -> Outcome:
+    experiment, folder = run.experiment, run.folder
+    epochs = experiment.train.epochs
+    with locked(folder):
+        if run.replaces:
+            display.say(f"{experiment.name} had finished no epoch: starting it anew")
+            forget_run(folder)
+        _check_same_images(folder, inputs)
+        create_run(run, fingerprint=inputs.dataset.fingerprint)
+        write_state(folder, "running")
+        tracker = _start_tracking(run, inputs, teacher, places, role=role)
+        display.say(f"{experiment.name}: {folder.location}")
+        done = Checkpoints(folder / "checkpoints", keep=experiment.storage.keep).latest()
+        if done is not None:
+            display.say(f"{experiment.name}: going on after epoch {done.epoch} of {epochs}")
+        try:
+            with display.epochs(Journal(folder), total=experiment.train.epochs):
+                metrics = _train(run, inputs, teacher, places, display=display)
+        except (Interrupted, KeyboardInterrupt):
+            write_state(folder, "interrupted")
+            _close(tracker, folder, "KILLED", epochs=epochs, patience=_INTERRUPTED_PATIENCE_S)
+            raise
+        except BaseException as error:
+            write_state(folder, "failed", message=str(error))
+            _close(
+                tracker,
+                folder,
+                "FAILED",
+                epochs=epochs,
+                error=str(error),
+                patience=_TRACKING_PATIENCE_S,
+            )
+            raise
+        write_state(folder, "finished")
+        report = None
+        if tracker is not None:
+            with display.step(f"{experiment.name}: sending the student to MLflow"):
+                report = _close(
+                    tracker,
+                    folder,
+                    "FINISHED",
+                    epochs=epochs,
+                    metrics=metrics,
+                    patience=_TRACKING_PATIENCE_S,
+                )
+        return Outcome(experiment.name, folder, metrics, False, report)
+
+
+def _train(
+    run: Run, inputs: Inputs, teacher: Teacher | None, places: Places, *, display: Display
+) -> dict[str, float]:
+    experiment = inputs.experiment
+    work = Work(
+        experiment=experiment,
+        teacher=teacher.spec if teacher else None,
+        teacher_classes=teacher.num_classes if teacher else None,
+        teacher_pixels=teacher.pixels if teacher else None,
+        run=run.folder,
+        lineage=lineage(inputs, teacher),
+    )
+    shared = Shared(inputs.dataset, teacher.state if teacher else None, inputs.student_state)
+    if experiment.scaling.workers == 0:
+        use_gpu = experiment.scaling.gpus_per_worker != 0 and torch.cuda.is_available()
+        device = torch.device("cuda" if use_gpu else "cpu")
+        return run_work(work, shared, ProcessReporter(Journal(run.folder), device=device))
+
+    from orchestrator.ray_train import cluster_resources, joins_cluster, local_resources
+    from orchestrator.ray_train import train_on_ray
+
+    if joins_cluster():
+        resources = cluster_resources(
+            experiment.scaling,
+            say=display.say,
+            storage_is_default=places.storage_is_default,
+        )
+    else:
+        resources = local_resources(experiment.scaling)
+    return train_on_ray(work, shared, resources)
+
+
+def lineage(inputs: Inputs, teacher: Teacher | None) -> dict[str, str]:
+    """Where a student comes from, as tags."""
+    tags = {
+        "data.source": inputs.experiment.data.source,
+        "data.fingerprint": inputs.dataset.fingerprint,
+        "data.split_seed": str(inputs.experiment.data.split_seed),
+    }
+    return tags | (teacher.lineage if teacher else {})
+
+
+def _check_same_images(folder: Folder, inputs: Inputs) -> None:
+    before = (folder.read_json("data.json") or {}).get("fingerprint")
+    now = inputs.dataset.fingerprint
+    if before is not None and before != now:
+        raise UserError(
+            f"run {inputs.experiment.name!r} was started on other images (fingerprint {before}, "
+            f"now {now}): put the images back, or use --new"
+        )
+
+
+def _start_tracking(
+    run: Run, inputs: Inputs, teacher: Teacher | None, places: Places, *, role: str
+) -> Tracker | None:
+    experiment, folder = run.experiment, run.folder
+    if places.tracking_uri is None:
+        return None
+    values = experiment.model_dump(mode="json")
+    request_tracking(
+        folder,
+        uri=places.tracking_uri,
+        experiment=experiment.tracking.experiment,
+        run_name=experiment.name,
+        tags={
+            **lineage(inputs, teacher),
+            "dcd.role": role,
+            "dcd.run_folder": folder.location,
+            "git.commit": git_commit() or "unknown",
+        },
+        params={key: str(value) for key, value in flatten(values).items()},
+        texts={
+            "spec.yaml": yaml.safe_dump(values, sort_keys=False),
+            "environment.txt": describe_environment(),
+        },
+        artifact_root=places.artifact_root,
+        parent_run_id=None,
+        register=experiment.tracking.register_as,
+    )
+    reopen(folder)
+    tracker = Tracker(folder)
+    tracker.start()
+    return tracker
+
+
+def _close(
+    tracker: Tracker | None,
+    folder: Folder,
+    status: Literal["FINISHED", "FAILED", "KILLED"],
+    *,
+    epochs: int,
+    metrics: dict[str, float] | None = None,
+    error: str | None = None,
+    patience: float,
+) -> SyncReport | None:
+    if tracker is None:
+        return None
+    finish_request(
+        folder,
+        status=status,
+        metrics=metrics or {},
+        step=epochs,
+        tags={"error": error} if error else {},
+        student=metrics is not None,
+    )
+    return tracker.close(patience)

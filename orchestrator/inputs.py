@@ -1,0 +1,216 @@
+"""Reads and checks all that an experiment names, before anything is started or written."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dcd_core import FeatureModel
+from orchestrator.data import Dataset, load_dataset
+from orchestrator.errors import UserError
+from orchestrator.experiment_file import build_experiment, identity_hash
+from orchestrator.loop import PixelStatistics
+from orchestrator.places import tracking_place
+from orchestrator.sources import build_student, build_teacher, check_classes
+from orchestrator.spec import Experiment, StudentSpec, TeacherSpec
+from orchestrator.student_model import read_package, read_weights
+from orchestrator.torchvision_source import weights_facts
+from orchestrator.worker import as_pixels, example_images, feature_layers, student_pixels
+
+State = dict[str, Tensor]
+
+
+class Teacher(NamedTuple):
+    """A teacher whose weights are known."""
+
+    spec: TeacherSpec
+    """With the source that rebuilds it anywhere."""
+    num_classes: int
+    state: State
+    pixels: PixelStatistics
+    lineage: dict[str, str]
+    """Tags of the runs that use it."""
+
+
+class Inputs(NamedTuple):
+    """An experiment with its images in memory and its networks known to fit them."""
+
+    experiment: Experiment
+    dataset: Dataset
+    teacher: Teacher | None
+    """None when there is none, or when it is still to be trained."""
+    fit: Inputs | None  # type: ignore[misc]
+    """The experiment that trains the teacher."""
+    student: FeatureModel
+    """As it starts, on the CPU."""
+    student_state: State | None
+    """Where an `mlflow:` student starts from."""
+    teacher_dim: int | None
+    """Width of the teacher's features."""
+    notes: list[str]
+    """What the user should know and need not act on."""
+
+
+def read_inputs(experiment: Experiment) -> Inputs:
+    """Load images, build both networks on the CPU and run two images through them.
+
+    Raises:
+        UserError: anything is missing, broken, or does not fit together.
+    """
+    dataset = load_dataset(experiment.data)
+    layers = feature_layers(experiment.objective)
+    pixels = student_pixels(experiment.data, dataset)
+    student_spec, student_state = _known_student(experiment)
+    experiment = experiment.model_copy(update={"student": student_spec})
+    student = build_student(
+        student_spec,
+        num_classes=dataset.num_classes,
+        images_example=example_images(dataset, pixels),
+        seed=experiment.seed,
+        feature_layer=layers["student"],
+        state=student_state,
+    )
+    check_empty_batches(experiment, student, dataset)
+    notes: list[str] = []
+    teacher, fit, teacher_dim = None, None, None
+    if experiment.teacher is not None:
+        if experiment.teacher.fit is not None:
+            fit = read_inputs(_fit_experiment(experiment, experiment.teacher))
+            name = f"{fit.experiment.name}-{_fit_hash(fit)}"
+            fit = fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
+            num_classes = fit.dataset.num_classes
+            network = build_teacher(
+                experiment.teacher,
+                num_classes=num_classes,
+                images_example=example_images(dataset, pixels),
+                feature_layer=layers["teacher"],
+                state=None,
+            )
+        else:
+            teacher, network = _known_teacher(experiment, experiment.teacher, dataset, pixels)
+        note = check_classes(
+            network, num_classes=dataset.num_classes, kd_weight=experiment.objective.kd_weight
+        )
+        notes += [note] if note else []
+        teacher_dim = network.feature_dim
+    if dataset.skipped:
+        notes.append(f"{dataset.skipped} images could not be decoded and are left out")
+    return Inputs(experiment, dataset, teacher, fit, student, student_state, teacher_dim, notes)
+
+
+def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> Teacher:
+    """The teacher that a finished fit left in its run's folder."""
+    package = read_package(location)
+    return Teacher(
+        spec=spec,
+        num_classes=fit.dataset.num_classes,
+        state=read_weights(location),
+        pixels=as_pixels(spec.normalize) or PixelStatistics(package.mean, package.std),
+        lineage={"teacher.source": spec.source, "teacher.run": run},
+    )
+
+
+def check_empty_batches(experiment: Experiment, student: FeatureModel, dataset: Dataset) -> None:
+    """Refuse a network that cannot run on no image where a worker's share of a batch is empty."""
+    workers, train = experiment.scaling.workers, experiment.train
+    last = len(dataset.train.labels) % train.batch_size % train.micro_batch_size
+    if not experiment.scaling.synchronised or last == 0 or last >= workers:
+        return
+    images = example_images(dataset, student_pixels(experiment.data, dataset))
+    try:
+        student(images[:0])
+    except Exception as error:
+        raise UserError(
+            f"student: {experiment.student.source} cannot run on an empty batch, which "
+            f"{workers - last} of {workers} workers get at the end of an epoch ({last} images are "
+            f"left over): change train.batch_size or data.limit, or set scaling.batch_norm: local"
+        ) from error
+
+
+def _known_student(experiment: Experiment) -> tuple[StudentSpec, State | None]:
+    spec = experiment.student
+    if not spec.source.startswith("mlflow:"):
+        return spec, None
+    uri, _ = tracking_place(experiment.tracking.uri)
+    package = read_package(spec.source, tracking_uri=uri)
+    known = spec.model_copy(update={"source": package.source, "args": package.args})
+    return known, read_weights(spec.source, tracking_uri=uri)
+
+
+def _known_teacher(
+    experiment: Experiment, spec: TeacherSpec, dataset: Dataset, pixels: PixelStatistics
+) -> tuple[Teacher, FeatureModel]:
+    state, origin = None, spec.checkpoint or spec.weights
+    own_pixels = as_pixels(spec.normalize)
+    if own_pixels is None and spec.weights is not None:
+        own_pixels = as_pixels(weights_facts(spec.source, spec.weights).normalize)
+    lineage = {"teacher.source": spec.source}
+    if spec.source.startswith("mlflow:"):
+        uri, _ = tracking_place(experiment.tracking.uri)
+        package = read_package(spec.source, tracking_uri=uri)
+        state, origin = read_weights(spec.source, tracking_uri=uri), spec.source
+        own_pixels = own_pixels or PixelStatistics(package.mean, package.std)
+        spec = spec.model_copy(
+            update={
+                "source": package.source,
+                "args": package.args,
+                "num_classes": package.num_classes,
+            }
+        )
+    if origin is None:
+        raise UserError(
+            f"teacher: {spec.source} has no weights: give teacher.checkpoint, teacher.weights or "
+            "teacher.fit"
+        )
+    pixels = own_pixels or pixels
+    network = build_teacher(
+        spec,
+        num_classes=dataset.num_classes,
+        images_example=example_images(dataset, pixels),
+        feature_layer=feature_layers(experiment.objective)["teacher"],
+        state=state,
+    )
+    state = network.model.state_dict()
+    lineage |= {"teacher.origin": origin, "teacher.sha256": _state_digest(state)}
+    # The workers get the weights from the driver and must not look for the file.
+    bare = spec.model_copy(update={"checkpoint": None, "weights": None})
+    return Teacher(bare, network.num_classes, state, pixels, lineage), network
+
+
+def _fit_experiment(experiment: Experiment, spec: TeacherSpec) -> Experiment:
+    """The experiment that trains the teacher: plain cross entropy, where the student's will run."""
+    fit = spec.fit
+    assert fit is not None
+    values = {
+        "name": "teacher",
+        "seed": fit.seed,
+        "data": experiment.data.model_dump() | fit.data,
+        "student": {"source": spec.source, "args": spec.args},
+        "objective": {"method": "ce"},
+        "optimizer": fit.optimizer.model_dump(),
+        "schedule": fit.schedule.model_dump(),
+        "train": experiment.train.model_dump()
+        | {"epochs": fit.epochs, "batch_size": fit.batch_size, "accumulate": 1},
+        "scaling": experiment.scaling.model_dump(),
+        "tracking": experiment.tracking.model_dump() | {"register": None},
+        "storage": experiment.storage.model_dump(),
+    }
+    if spec.normalize is not None:
+        values["data"]["normalize"] = spec.normalize.model_dump()
+    return build_experiment(values, where="teacher.fit")
+
+
+def _fit_hash(fit: Inputs) -> str:
+    """Names a fitted teacher after its spec and its images, so that no other is ever reused."""
+    text = identity_hash(fit.experiment) + fit.dataset.fingerprint
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _state_digest(state: State) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].detach().cpu().contiguous().view(-1).float().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,364 @@
+"""The epoch loop. It takes built objects and a reporter, and knows of neither Ray nor MLflow."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dcd_core import (
+    Distiller,
+    FeatureModel,
+    Meter,
+    MicroBatch,
+    Objective,
+    mix,
+    normalize,
+    sample_order,
+    shares,
+    train_step,
+)
+from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
+from orchestrator.data import ImageSet
+from orchestrator.errors import Diverged
+from orchestrator.reporter import Ranks, Reporter
+
+logger = logging.getLogger(__name__)
+
+_EVAL_BATCH = 256
+_RNG_STREAM = 11
+"""Stream of `mix` that seeds the generators; 0 to 10 are left to augmentation."""
+
+
+class PixelStatistics(NamedTuple):
+    """Normalisation of one network's input."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, in plain values."""
+
+    epochs: int
+    batch_size: int
+    """Images per optimizer step, over all ranks and micro-batches."""
+    accumulate: int
+    precision: torch.dtype
+    max_grad_norm: float | None
+    seed: int
+    data_seed: int
+    augment: Callable[[Tensor, Tensor, int], Tensor]
+    """(images uint8 (B, C, H, W), source indices (B,), epoch) -> images uint8."""
+    lr_factor: Callable[[float], float]
+    """Epochs done (with fractions) -> factor on each group's learning rate."""
+    student_pixels: PixelStatistics
+    teacher_pixels: PixelStatistics | None
+
+
+class Images(NamedTuple):
+    """One split as tensors in host memory."""
+
+    images: Tensor  # (M, C, H, W) uint8
+    labels: Tensor  # (M,) int64
+    indices: Tensor  # (M,) int64, in the source
+
+    @classmethod
+    def of(cls, split: ImageSet) -> Images:
+        """The same memory as the numpy arrays, which may be read-only."""
+        return cls(*(torch.from_dlpack(a) for a in (split.images, split.labels, split.indices)))
+
+
+class Scores(NamedTuple):
+    """How well a classifier does on a split, in percent."""
+
+    top1: float
+    top5: float | None
+    """None with five classes or fewer."""
+    loss: float
+    """Mean cross entropy in nats."""
+
+
+def train(
+    distiller: Distiller,
+    teacher: FeatureModel | None,
+    *,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    training: Images,
+    validation: Images,
+    recipe: Recipe,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+) -> Checkpoint:
+    """Train from the newest checkpoint, or from the start, to the last epoch.
+
+    Returns:
+        The last checkpoint.
+
+    Raises:
+        Diverged: a loss term was not finite; no checkpoint of that epoch is written.
+    """
+    ranks = reporter.ranks
+    # The scale of fp16 gradients is found by the scaler, which skips the steps that overflow.
+    scaler = torch.amp.GradScaler(ranks.device.type) if recipe.precision == torch.float16 else None
+    done = checkpoints.latest()
+    if done is not None:
+        distiller.load_state_dict(done.state["distiller"])
+        optimizer.load_state_dict(done.state["optimizer"])
+        if scaler is not None:
+            scaler.load_state_dict(done.state["scaler"])
+        logger.info("resuming after epoch %d of %d", done.epoch, recipe.epochs)
+    # What an epoch reported may have been lost with the process that reported it.
+    reporter.report(dict(enumerate(done.history, start=1)) if done else {})
+
+    module = _across_ranks(distiller, training.images[:2], ranks=ranks)
+    peak_lrs = [group["lr"] for group in optimizer.param_groups]
+    if done is not None:
+        peak_lrs = [group["peak_lr"] for group in optimizer.param_groups]
+    for group, lr in zip(optimizer.param_groups, peak_lrs, strict=True):
+        group["peak_lr"] = lr
+
+    for epoch in range(done.epoch + 1 if done else 1, recipe.epochs + 1):
+        _seed_everything(recipe.seed, epoch, ranks.rank)
+        started = time.perf_counter()
+        meter = _train_epoch(
+            distiller,
+            module,
+            teacher,
+            epoch=epoch,
+            objective=objective,
+            optimizer=optimizer,
+            scaler=scaler,
+            training=training,
+            recipe=recipe,
+            ranks=ranks,
+        )
+        result = meter.result()
+        if result.first_bad:
+            term, step = min(
+                result.first_bad.items(), key=lambda item: (item[1], item[0] == "total")
+            )
+            raise Diverged(
+                f"the loss diverged: {term} was not finite in epoch {epoch}, step {step + 1}; "
+                + (f"the checkpoint of epoch {done.epoch} is kept" if done else "no epoch was done")
+                + ". A lower optimizer.lr or precision fp32 are the usual remedies."
+            )
+        seconds = time.perf_counter() - started
+        scores = evaluate(distiller.student, validation, pixels=recipe.student_pixels, ranks=ranks)
+        metrics = {
+            **{"train/loss" if k == "total" else f"train/{k}": v for k, v in result.means.items()},
+            **score_metrics("val", scores),
+            "optimizer/lr": optimizer.param_groups[0]["lr"],
+            "time/epoch_seconds": seconds,
+            "time/images_per_second": len(training.labels) / seconds,
+        }
+        if distiller.log_temperature is not None and distiller.bias is not None:
+            metrics["dcd/temperature"] = float(distiller.log_temperature.detach().exp())
+            metrics["dcd/bias"] = float(distiller.bias.detach())
+        best = done.best if done else Best(epoch, scores.top1)
+        done = Checkpoint(
+            epoch=epoch,
+            best=Best(epoch, scores.top1) if scores.top1 > best.top1 else best,
+            history=[*(done.history if done else []), metrics],
+            state={
+                "distiller": distiller.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else {},
+            },
+        )
+        if ranks.rank == 0:
+            checkpoints.save(done)
+        reporter.report({epoch: metrics})
+    assert done is not None  # epochs >= 1
+    return done
+
+
+@torch.no_grad()
+def evaluate(
+    model: FeatureModel, split: Images, *, pixels: PixelStatistics, ranks: Ranks
+) -> Scores:
+    """Score a classifier in fp32 on a split that the ranks share; every rank gets the result."""
+    was_training = model.training
+    model.eval()
+    num_classes = model.num_classes
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    own = slice(*_own_range(len(split.labels), ranks))
+    for images, labels in zip(
+        split.images[own].split(_EVAL_BATCH), split.labels[own].split(_EVAL_BATCH), strict=True
+    ):
+        if len(labels) == 0:
+            continue
+        labels = labels.to(ranks.device, non_blocking=True)
+        inputs = normalize(images.to(ranks.device), mean=pixels.mean, std=pixels.std)
+        logits = model(inputs).logits.float()  # (B, K)
+        top = logits.topk(min(5, num_classes), dim=1).indices == labels[:, None]  # (B, <=5)
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([top[:, 0].sum(), top.sum(), loss.double()])
+    if ranks.size > 1:
+        dist.all_reduce(sums)
+    model.train(was_training)
+    top1, top5, loss_sum = (sums / len(split.labels)).tolist()
+    return Scores(100 * top1, 100 * top5 if num_classes > 5 else None, loss_sum)
+
+
+def score_metrics(prefix: str, scores: Scores) -> dict[str, float]:
+    """Scores under their metric names."""
+    metrics = {f"{prefix}/top1": scores.top1, f"{prefix}/loss": scores.loss}
+    if scores.top5 is not None:
+        metrics[f"{prefix}/top5"] = scores.top5
+    return metrics
+
+
+def _train_epoch(
+    distiller: Distiller,
+    module: nn.Module,
+    teacher: FeatureModel | None,
+    *,
+    epoch: int,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    training: Images,
+    recipe: Recipe,
+    ranks: Ranks,
+) -> Meter:
+    distiller.train()
+    meter = Meter(device=ranks.device)
+    order = sample_order(recipe.data_seed, epoch, training.indices)  # (M,)
+    steps = order.split(recipe.batch_size)
+    peak_lrs = [group["peak_lr"] for group in optimizer.param_groups]
+    for step, batch in enumerate(steps):
+        factor = recipe.lr_factor(epoch - 1 + step / len(steps))
+        for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
+            group["lr"] = peak_lr * factor
+        micro_batches = _micro_batches(
+            batch,
+            teacher,
+            epoch=epoch,
+            training=training,
+            recipe=recipe,
+            ranks=ranks,
+            needs_features=objective.uses_features,
+            needs_logits=objective.uses_teacher_logits,
+        )
+        train_step(
+            module,
+            list(micro_batches),
+            objective=objective,
+            optimizer=optimizer,
+            scaler=scaler,
+            precision=recipe.precision,
+            meter=meter,
+            step=step,
+            rank=ranks.rank,
+            max_norm=recipe.max_grad_norm,
+        )
+    return meter
+
+
+def _micro_batches(
+    batch: Tensor,
+    teacher: FeatureModel | None,
+    *,
+    epoch: int,
+    training: Images,
+    recipe: Recipe,
+    ranks: Ranks,
+    needs_features: bool,
+    needs_logits: bool,
+) -> Iterator[MicroBatch]:
+    """This rank's part of each micro-batch of one optimizer step.
+
+    Args:
+        batch: positions in the split, over all ranks, (B,).
+    """
+    for micro in batch.split(recipe.batch_size // recipe.accumulate):
+        counts = shares(len(micro), ranks.size)
+        first = sum(counts[: ranks.rank])
+        own = micro[first : first + counts[ranks.rank]]  # (n,)
+        indices = training.indices[own].to(ranks.device, non_blocking=True)
+        images = training.images[own].to(ranks.device, non_blocking=True)
+        images = recipe.augment(images, indices, epoch)  # (n, C, H, W) uint8
+        logits = features = None
+        if (
+            teacher is not None
+            and recipe.teacher_pixels is not None
+            and (needs_logits or needs_features)
+        ):
+            logits, features = _teach(
+                teacher, images, pixels=recipe.teacher_pixels, precision=recipe.precision
+            )
+        pixels = recipe.student_pixels
+        yield MicroBatch(
+            images=normalize(images, mean=pixels.mean, std=pixels.std),
+            labels=training.labels[own].to(ranks.device, non_blocking=True),
+            teacher_logits=logits if needs_logits else None,
+            teacher_features=features if needs_features else None,
+            counts=counts,
+        )
+
+
+@torch.no_grad()
+def _teach(
+    teacher: FeatureModel, images: Tensor, *, pixels: PixelStatistics, precision: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The frozen teacher's logits (n, K) and features (n, D)."""
+    inputs = normalize(images, mean=pixels.mean, std=pixels.std)
+    if len(images) == 0:  # many networks cannot run on no image: run one and take no row of it
+        inputs = torch.zeros(1, *inputs.shape[1:], device=inputs.device)
+    with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
+        output = teacher(inputs)
+    return output.logits[: len(images)], output.features[: len(images)]
+
+
+def _across_ranks(distiller: Distiller, images: Tensor, *, ranks: Ranks) -> nn.Module:
+    """The module to train: in DDP when there is more than one rank.
+
+    DDP waits for the gradient of every parameter unless told that some get none, as those of an
+    auxiliary head; a backward pass over two images finds out.
+    """
+    if ranks.size == 1:
+        return distiller
+    distiller.eval()  # leaves the running statistics alone
+    features = None
+    if distiller.teacher_head is not None:
+        features = torch.zeros(len(images), distiller.teacher_head.in_features, device=ranks.device)
+    output = distiller(images.to(ranks.device).float() / 255, features)
+    parts = [output.logits, output.student_embedding, output.teacher_embedding]
+    total = torch.stack([part.sum() for part in parts if part is not None]).sum()
+    weights = [p for p in distiller.student.parameters() if p.requires_grad]
+    unused = any(g is None for g in torch.autograd.grad(total, weights, allow_unused=True))
+    if unused:
+        logger.info(
+            "some of the student's parameters get no gradient: DDP looks for them each step"
+        )
+    return DistributedDataParallel(
+        distiller,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        find_unused_parameters=unused,
+    )
+
+
+def _seed_everything(seed: int, epoch: int, rank: int) -> None:
+    """Dropout and the like depend on (seed, epoch, rank): a resumed epoch needs no saved state."""
+    value = int(mix(seed, epoch, torch.tensor([rank]), _RNG_STREAM)) % 2**32
+    torch.manual_seed(value)
+    np.random.seed(value)  # noqa: NPY002  (a user's own layers may draw from it)
+    random.seed(value)
+
+
+def _own_range(num_rows: int, ranks: Ranks) -> tuple[int, int]:
+    counts = shares(num_rows, ranks.size)
+    first = sum(counts[: ranks.rank])
+    return first, first + counts[ranks.rank]

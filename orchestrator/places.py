@@ -1,0 +1,72 @@
+"""Where runs and tracking live, decided in the driver and always absolute."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from orchestrator.spec import Experiment
+from orchestrator.storage import Folder
+from orchestrator.tracking import default_tracking_uri
+
+
+class Places(NamedTuple):
+    """The locations of one command."""
+
+    storage: Folder
+    """Holds one folder per run."""
+    storage_is_default: bool
+    tracking_uri: str | None
+    """None with tracking off."""
+    artifact_root: str | None
+    """Where MLflow's artifacts go with a default SQLite store; None lets the server decide."""
+
+
+def find_places(experiment: Experiment) -> Places:
+    """Storage and tracking of an experiment; see `base_folder` for the defaults."""
+    tracking = experiment.tracking
+    storage = storage_folder(experiment.storage.path)
+    uri, artifact_root = tracking_place(tracking.uri)
+    return Places(
+        storage=storage,
+        storage_is_default=experiment.storage.path is None,
+        tracking_uri=uri if tracking.enabled else None,
+        artifact_root=artifact_root if tracking.enabled else None,
+    )
+
+
+def storage_folder(path: str | None) -> Folder:
+    """The folder of all runs."""
+    return Folder(path if path is not None else str(base_folder() / "dcd_runs"))
+
+
+def tracking_place(uri: str | None) -> tuple[str, str | None]:
+    """Tracking URI and artifact folder: as given, MLFLOW_TRACKING_URI, or SQLite at the default."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    base = base_folder()
+    if uri and not uri.startswith("sqlite:"):
+        return uri, None
+    return uri or default_tracking_uri(base), str(base / "mlartifacts")
+
+
+def base_folder() -> Path:
+    """DCD_HOME where it is set; ~/dcd inside a Ray job; else the working directory.
+
+    A Ray job runs in an unpacked copy of the submitted folder, which is thrown away.
+    """
+    home = os.environ.get("DCD_HOME")
+    if home:
+        return Path(home).expanduser().absolute()
+    return Path.home() / "dcd" if in_ray_job(os.environ) else Path.cwd()
+
+
+def in_ray_job(environment: Mapping[str, str]) -> bool:
+    """Whether this process is the entry point of a submitted Ray job."""
+    try:
+        config = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))
+    except ValueError:
+        return False
+    return "job_submission_id" in config.get("metadata", {})

@@ -1,0 +1,140 @@
+"""`dcd plan`: the resolved spec, what would run where, what it needs, and what to watch out for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import yaml
+
+from orchestrator.data import describe_counts
+from orchestrator.distill import check_resources
+from orchestrator.inputs import Inputs, read_inputs
+from orchestrator.places import find_places
+from orchestrator.runs import open_run
+from orchestrator.spec import Experiment
+from orchestrator.worker import build_distiller
+
+_MIB = 2**20
+
+
+def describe_plan(experiment: Experiment) -> str:
+    """The plan as text. Reads all inputs, and starts and writes nothing.
+
+    Raises:
+        UserError: as `distill` would.
+    """
+    places = find_places(experiment)
+    run = open_run(experiment, places.storage, new=False)
+    check_resources(experiment.scaling)
+    inputs = read_inputs(experiment)
+    lines = [
+        "# spec, with all defaults",
+        yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False).rstrip(),
+        "",
+        "# plan",
+        f"run        {experiment.name} in {run.folder.location}"
+        f" ({'finished' if run.state == 'finished' else 'goes on' if run.state else 'new'})",
+        f"tracking   {places.tracking_uri or 'off'}",
+        f"data       {describe_counts(inputs.dataset)}, fingerprint {inputs.dataset.fingerprint}",
+        f"workers    {_workers(experiment)}",
+        f"batches    {_batches(inputs)}",
+        f"teacher    {_teacher(inputs)}",
+        f"student    {_student(inputs)}",
+        f"memory     {_memory(inputs)}",
+    ]
+    lines += [f"note       {note}" for note in (*inputs.notes, *_notes(inputs))]
+    return "\n".join(lines)
+
+
+def _workers(experiment: Experiment) -> str:
+    scaling = experiment.scaling
+    if scaling.workers == 0:
+        gpu = scaling.gpus_per_worker != 0 and torch.cuda.is_available()
+        return f"0: in this process, on the {'GPU' if gpu else 'CPU'}, without Ray"
+    from orchestrator.ray_train import joins_cluster, local_resources
+
+    norm = "synchronised" if scaling.synchronised else "local"
+    if joins_cluster():
+        return f"{scaling.workers} on the cluster of RAY_ADDRESS, BatchNorm {norm}"
+    resources = local_resources(scaling)
+    return (
+        f"{scaling.workers} on a Ray of this machine, {resources.cpus} CPU and {resources.gpus:g} "
+        f"GPU each, BatchNorm {norm}"
+    )
+
+
+def _batches(inputs: Inputs) -> str:
+    train, images = inputs.experiment.train, len(inputs.dataset.train.labels)
+    steps = math.ceil(images / train.batch_size)
+    workers = max(1, inputs.experiment.scaling.workers)
+    last = images % train.batch_size or train.batch_size
+    return (
+        f"{train.epochs} epochs of {steps} steps of {train.batch_size} images (the last of "
+        f"{last}), N = {train.micro_batch_size} per loss, {train.micro_batch_size // workers} per "
+        f"worker, {train.precision}"
+    )
+
+
+def _teacher(inputs: Inputs) -> str:
+    spec = inputs.experiment.teacher
+    if spec is None:
+        return "none"
+    if inputs.fit is not None:
+        fit = inputs.fit
+        return (
+            f"{spec.source}, trained first as {fit.experiment.name} on "
+            f"{len(fit.dataset.train.labels):,} images for {fit.experiment.train.epochs} epochs, "
+            "unless that run is finished"
+        )
+    assert inputs.teacher is not None
+    size = sum(value.numel() for value in inputs.teacher.state.values())
+    return f"{spec.source} from {inputs.teacher.lineage['teacher.origin']}, {size:,} values"
+
+
+def _student(inputs: Inputs) -> str:
+    experiment = inputs.experiment
+    parameters = sum(p.numel() for p in inputs.student.parameters())
+    text = f"{experiment.student.source}, {parameters:,} parameters"
+    if experiment.objective.dcd_weight > 0:
+        distiller = build_distiller(
+            inputs.student,
+            inputs.teacher_dim,
+            experiment.objective,
+            micro_batch_size=experiment.train.micro_batch_size,
+            seed=experiment.seed,
+        )
+        heads = sum(p.numel() for p in distiller.parameters()) - parameters
+        text += (
+            f"; {heads:,} more while training (heads, T = {float(distiller.temperature):.3g}, "
+            f"b = {float(distiller.bias.detach() if distiller.bias is not None else 0):.3g})"
+        )
+    return text
+
+
+def _memory(inputs: Inputs) -> str:
+    splits = (inputs.dataset.train, inputs.dataset.val, inputs.dataset.test)
+    size = sum(split.images.nbytes for split in splits if split is not None)
+    return f"images take {size / _MIB:,.0f} MiB, once per node"
+
+
+def _notes(inputs: Inputs) -> Iterator[str]:
+    experiment = inputs.experiment
+    objective, train = experiment.objective, experiment.train
+    if objective.dcd_weight > 0:
+        if train.accumulate > 1:
+            yield (
+                f"DCD compares the N = {train.micro_batch_size} images of a micro-batch: with "
+                f"train.accumulate {train.accumulate} that is another objective than with "
+                f"N = {train.batch_size}"
+            )
+        if objective.contrast == "softmax" and objective.init_bias not in ("auto", 0.0):
+            yield "objective.init_bias has no effect under the softmax contrast, which cancels it"
+        if objective.contrast == "softmax":
+            floor = math.log1p(
+                (train.micro_batch_size - 1) * math.exp(-1 / objective.min_temperature)
+            )
+            yield f"the contrast cannot fall below about {floor:.3g} at N and min_temperature"
+    if experiment.train.precision == "fp16" and not torch.cuda.is_available():
+        yield "fp16 on a CPU is slow: bf16 is the better choice where the CPU has it"

@@ -1,0 +1,290 @@
+"""Ray Train around the epoch loop: start or join Ray, run the workers, hear of their epochs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+
+from orchestrator.errors import Diverged, RunFailed, UserError
+from orchestrator.journal import LOST_WORKERS, Journal
+from orchestrator.reporter import Ranks
+from orchestrator.spec import ScalingSpec
+from orchestrator.storage import Folder
+from orchestrator.worker import Shared, Work, run_work
+
+logger = logging.getLogger(__name__)
+
+_DRIVER_ENVIRONMENT = {
+    # The controller asks its workers for reports this often; the default of 2 s would hold up
+    # every epoch by up to as much, since a report waits for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # One actor less; a pre-empted worker is noticed by its death.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Users' relative paths are made absolute in the driver, so workers may stay where they are.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+class WorkerResources(NamedTuple):
+    """What each worker asks of Ray."""
+
+    cpus: int
+    gpus: float
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, else start Ray on this machine and end it after."""
+    if ray.is_initialized():
+        yield
+        return
+    for key, value in _DRIVER_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    options: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        # What matters of the workers' work arrives by the journal; Ray keeps their output in its
+        # session folder.
+        "log_to_driver": False,
+        "runtime_env": {"env_vars": {"PYTHONPATH": paths}},
+    }
+    if joins_cluster():
+        ray.init(**options)
+    else:
+        ray.init(address="local", include_dashboard=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def joins_cluster() -> bool:
+    """Whether a running cluster is used."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def local_resources(scaling: ScalingSpec) -> WorkerResources:
+    """Resources per worker when Ray runs on this machine alone.
+
+    Raises:
+        UserError: the machine does not have them.
+    """
+    cpus, gpus = _cpu_count(), torch.cuda.device_count()
+    resources = _per_worker(scaling, nodes=[(cpus, gpus)])
+    if resources is None:
+        raise UserError(f"{_missing(scaling)}, but this machine has {_have([(cpus, gpus)])}")
+    return resources
+
+
+def cluster_resources(
+    scaling: ScalingSpec, *, say: Callable[[str], None], storage_is_default: bool
+) -> WorkerResources:
+    """Resources per worker on the cluster, waiting up to `scaling.wait_s` for it to grow.
+
+    Raises:
+        UserError: the cluster has several nodes and the storage is this node's default.
+        RunFailed: it did not grow in time.
+    """
+    deadline = time.monotonic() + scaling.wait_s
+    said = False
+    while True:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        if len(nodes) > 1 and storage_is_default:
+            raise UserError(
+                f"storage.path: not set, and the cluster has {len(nodes)} nodes: name a folder "
+                "that all of them reach (a shared mount or a URI such as s3://bucket/dcd)"
+            )
+        sizes = [(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0)) for n in nodes]
+        resources = _per_worker(scaling, nodes=sizes)
+        if resources is not None:
+            return resources
+        if not said:
+            say(f"waiting for the cluster: {_missing(scaling)}, it has {_have(sizes)}")
+            _ask_for(scaling)
+            said = True
+        if time.monotonic() > deadline:
+            raise RunFailed(
+                f"after {scaling.wait_s:g} s the cluster still has {_have(sizes)}, but "
+                f"{_missing(scaling)} (scaling.wait_s sets how long to wait)"
+            )
+        time.sleep(min(2.0, max(0.1, deadline - time.monotonic())))
+
+
+def train_on_ray(work: Work, shared: Shared, resources: WorkerResources) -> dict[str, float]:
+    """Run `run_work` in Ray Train workers. Lost workers are replaced and go on.
+
+    Returns:
+        The final metrics.
+
+    Raises:
+        UserError, Diverged: as in the workers.
+        RunFailed: workers kept failing.
+    """
+    scaling = work.experiment.scaling
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "work": work,
+            # One copy of the images per node: workers read Ray's object store in place.
+            "shared": [ray.put(part) for part in shared],
+            "threads": resources.cpus,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus}
+            | ({"GPU": resources.gpus} if resources.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # Our checkpoints, not Ray's snapshot, are what a run resumes from: a name of its own
+            # for each attempt.
+            name=f"attempt-{time.time_ns()}",
+            storage_path=(work.run / "ray").location,
+            failure_config=ray.train.FailureConfig(
+                max_failures=scaling.max_failures, controller_failure_limit=3
+            ),
+            callbacks=[_JournalCallback(work.run)],
+        ),
+    )
+    outcome = _fit(trainer)
+    if outcome.get("error") == "user":
+        raise UserError(outcome["message"])
+    if outcome.get("error") == "diverged":
+        raise Diverged(outcome["message"])
+    metrics: dict[str, float] = outcome["metrics"]
+    return metrics
+
+
+class _JournalCallback(ray.train.UserCallback):
+    """Writes the journal, in the controller: the one writer however often workers are replaced."""
+
+    def __init__(self, run: Folder) -> None:
+        self._run = run
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Called once all ranks have reported."""
+        Journal(self._run).append_history(list(metrics[0]["by_step"].items()))
+
+
+class _RayReporter:
+    """Hands metrics to the controller."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.ranks = Ranks(
+            rank=context.get_world_rank(), size=context.get_world_size(), device=get_device()
+        )
+
+    def report(self, metrics_by_step: Mapping[int, Mapping[str, float]]) -> None:
+        ray.train.report({"by_step": {k: dict(v) for k, v in metrics_by_step.items()}})
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs.
+
+    Errors that would only repeat are returned: Ray would replace a worker that raises.
+    """
+    torch.set_num_threads(config["threads"])
+    shared = Shared(*ray.get(config["shared"]))
+    try:
+        return {"metrics": run_work(config["work"], shared, _RayReporter())}
+    except UserError as error:
+        return {"error": "user", "message": str(error)}
+    except Diverged as error:
+        return {"error": "diverged", "message": str(error)}
+
+
+def _fit(trainer: TorchTrainer) -> dict[str, Any]:
+    """Fit in a thread, so that signals are ours to handle in the main one."""
+    outcome: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            outcome["result"] = trainer.fit().return_value
+        except BaseException as error:
+            outcome["exception"] = error
+
+    thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    error = outcome.get("exception")
+    if error is not None:
+        raise RunFailed(_cause(error)) from error
+    result: dict[str, Any] = outcome["result"]
+    return result
+
+
+def _cause(error: BaseException) -> str:
+    """One sentence for what made the workers fail."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, failure = min(failures.items())
+        cause = getattr(failure, "cause", None) or failure
+        last = str(cause).strip().splitlines()[-1] if str(cause).strip() else ""
+        return f"worker {rank} failed: {type(cause).__name__}: {last}"
+    return f"Ray Train failed: {str(error).strip().splitlines()[-1] if str(error) else error!r}"
+
+
+def _per_worker(scaling: ScalingSpec, *, nodes: list[tuple[int, float]]) -> WorkerResources | None:
+    """Resources per worker such that all fit on the nodes' (CPUs, GPUs); None if they cannot."""
+    has_gpus = any(gpus >= 1 for _, gpus in nodes)
+    gpus = scaling.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if has_gpus else 0.0
+    if scaling.cpus_per_worker == "auto":
+        share = max(1, sum(cpus for cpus, _ in nodes) // scaling.workers)
+        wanted = range(share, 0, -1)
+    else:
+        wanted = range(scaling.cpus_per_worker, scaling.cpus_per_worker - 1, -1)
+    for cpus in wanted:
+        places = sum(
+            min(c // cpus, math.floor(g / gpus + 1e-9) if gpus else c // cpus) for c, g in nodes
+        )
+        if places >= scaling.workers:
+            return WorkerResources(cpus, float(gpus))
+    return None
+
+
+def _cpu_count() -> int:
+    """Cores that this process may use; not all systems tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _missing(scaling: ScalingSpec) -> str:
+    cpus = 1 if scaling.cpus_per_worker == "auto" else scaling.cpus_per_worker
+    gpus = 0 if scaling.gpus_per_worker == "auto" else scaling.gpus_per_worker
+    text = f"scaling.workers: {scaling.workers} workers of {cpus} CPU"
+    return text + (f" and {gpus:g} GPU are needed" if gpus else " are needed")
+
+
+def _have(nodes: list[tuple[int, float]]) -> str:
+    cpus, gpus = sum(c for c, _ in nodes), sum(g for _, g in nodes)
+    return f"{cpus} CPU and {gpus:g} GPU" + (f" on {len(nodes)} nodes" if len(nodes) > 1 else "")
+
+
+def _ask_for(scaling: ScalingSpec) -> None:
+    """Tell an autoscaling cluster what is wanted."""
+    from ray.autoscaler.sdk import request_resources
+
+    cpus = 1 if scaling.cpus_per_worker == "auto" else scaling.cpus_per_worker
+    bundle: dict[str, float] = {"CPU": cpus}
+    if scaling.gpus_per_worker not in ("auto", 0):
+        bundle["GPU"] = float(scaling.gpus_per_worker)
+    request_resources(bundles=[bundle] * scaling.workers)

@@ -1,0 +1,325 @@
+"""From the spec to built objects, in the process that trains. The one place where that happens."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcd_core import (
+    Distiller,
+    FeatureModel,
+    Objective,
+    crop_flip,
+    default_init_bias,
+    normalize,
+    synchronise_batch_norm,
+)
+from orchestrator import loop
+from orchestrator.checkpoints import Checkpoint, Checkpoints
+from orchestrator.data import Dataset
+from orchestrator.errors import RunFailed, UserError
+from orchestrator.loop import Images, PixelStatistics, Recipe, Scores, score_metrics
+from orchestrator.reporter import Ranks, Reporter
+from orchestrator.schedule import lr_factor
+from orchestrator.sources import build_student, build_teacher
+from orchestrator.spec import (
+    DataSpec,
+    Experiment,
+    Normalization,
+    ObjectiveSpec,
+    OptimizerSpec,
+    TeacherSpec,
+)
+from orchestrator.storage import Folder
+from orchestrator.student_model import save_package
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Work(NamedTuple):
+    """All that a worker needs to train one student, but for what Ray shares between workers."""
+
+    experiment: Experiment
+    teacher: TeacherSpec | None
+    """With the source that rebuilds it anywhere; its weights come apart."""
+    teacher_classes: int | None
+    teacher_pixels: PixelStatistics | None
+    run: Folder
+    lineage: dict[str, str]
+    """Tags that say where the student comes from."""
+
+
+class Shared(NamedTuple):
+    """The large inputs of a run."""
+
+    dataset: Dataset
+    teacher_state: dict[str, Tensor] | None
+    student_state: dict[str, Tensor] | None
+    """Where the student starts from, when that is no file that workers can read."""
+
+
+def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]:
+    """Train, evaluate once on the test split, and leave the student in the run's folder.
+
+    Returns:
+        The final metrics; rank 0 has written them to ``result.json`` too.
+
+    Raises:
+        UserError: the teacher is no better than chance on the validation split.
+        Diverged: a loss was not finite.
+    """
+    experiment, dataset, ranks = work.experiment, shared.dataset, reporter.ranks
+    validation = Images.of(dataset.val)
+    pixels = student_pixels(experiment.data, dataset)
+    layers = feature_layers(experiment.objective)
+
+    teacher = None
+    teacher_metrics: dict[str, float] = {}
+    if work.teacher is not None and work.teacher_pixels is not None:
+        teacher = build_teacher(
+            work.teacher,
+            num_classes=work.teacher_classes or dataset.num_classes,
+            images_example=example_images(dataset, work.teacher_pixels),
+            feature_layer=layers["teacher"],
+            state=shared.teacher_state,
+        ).to(ranks.device)
+        scores = loop.evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
+        teacher_metrics = _teacher_scores("val", scores)
+        check_teacher(scores.top1, dataset, min_top1=work.teacher.min_top1)
+    reporter.report({0: teacher_metrics} if teacher_metrics else {})
+
+    student = build_student(
+        experiment.student,
+        num_classes=dataset.num_classes,
+        images_example=example_images(dataset, pixels),
+        seed=experiment.seed,
+        feature_layer=layers["student"],
+        state=shared.student_state,
+    ).to(ranks.device)
+    if ranks.size > 1 and experiment.scaling.synchronised:
+        synchronise_batch_norm(student)
+    distiller = build_distiller(
+        student,
+        teacher.feature_dim if teacher is not None else None,
+        experiment.objective,
+        micro_batch_size=experiment.train.micro_batch_size,
+        seed=experiment.seed,
+    ).to(ranks.device)
+    if experiment.train.compile:
+        student.compile()
+        if teacher is not None:
+            teacher.compile()
+    checkpoints = Checkpoints(work.run / "checkpoints", keep=experiment.storage.keep)
+    last = loop.train(
+        distiller,
+        teacher,
+        objective=build_objective(experiment.objective),
+        optimizer=build_optimizer(distiller, experiment.optimizer),
+        training=Images.of(dataset.train),
+        validation=validation,
+        recipe=_recipe(experiment, pixels, work.teacher_pixels),
+        checkpoints=checkpoints,
+        reporter=reporter,
+    )
+    best = checkpoints.load(last.best.epoch)
+    if best is None:
+        raise RunFailed(f"the best checkpoint, of epoch {last.best.epoch}, cannot be read")
+    result = {
+        "best_epoch": float(last.best.epoch),
+        "val/top1": last.best.top1,
+        "val/top1_last": last.history[-1]["val/top1"],
+        **teacher_metrics,
+        **_test(distiller, best, teacher, work=work, dataset=dataset, pixels=pixels, ranks=ranks),
+    }
+    if ranks.rank == 0:
+        _leave_student(work, distiller, dataset, pixels=pixels, metrics=result)
+        work.run.write_json("result.json", result)
+    return result
+
+
+def student_pixels(spec: DataSpec, dataset: Dataset) -> PixelStatistics:
+    """What the student sees: the spec's normalisation, or the one measured on its images."""
+    return as_pixels(spec.normalize) or PixelStatistics(dataset.mean, dataset.std)
+
+
+def as_pixels(normalization: Normalization | None) -> PixelStatistics | None:
+    """The spec's section as plain values."""
+    return PixelStatistics(normalization.mean, normalization.std) if normalization else None
+
+
+def feature_layers(spec: ObjectiveSpec) -> dict[str, str | None]:
+    """The feature layer of either network."""
+    layers = spec.feature_layer
+    if layers is None or isinstance(layers, str):
+        return {"student": layers, "teacher": layers}
+    return {"student": layers.student, "teacher": layers.teacher}
+
+
+def check_teacher(top1: float, dataset: Dataset, *, min_top1: float | None) -> None:
+    """Refuse a teacher that is no better than chance, or than what was asked for.
+
+    Chance is the share of the most frequent validation class, with three standard errors.
+    """
+    labels = torch.from_dlpack(dataset.val.labels)
+    share = labels.bincount().max().item() / len(labels)
+    chance = 100 * (share + 3 * (share * (1 - share) / len(labels)) ** 0.5)
+    limit = chance if min_top1 is None else min_top1
+    if top1 < limit:
+        raise UserError(
+            f"teacher: its validation top-1 is {top1:.2f} %, below "
+            + (f"chance level ({limit:.2f} %)" if min_top1 is None else f"min_top1 {limit:g} %")
+            + ": check teacher.normalize, the order of the classes and the checkpoint, or set "
+            "teacher.min_top1: 0 to go on regardless"
+        )
+
+
+def build_objective(spec: ObjectiveSpec) -> Objective:
+    """The loss."""
+    return Objective(
+        ce_weight=spec.ce_weight,
+        kd_weight=spec.kd_weight,
+        kd_temperature=spec.kd_temperature,
+        dcd_weight=spec.dcd_weight,
+        consistency_weight=spec.consistency_weight,
+        contrast=spec.contrast,
+        negatives=spec.negatives,
+    )
+
+
+def build_distiller(
+    student: FeatureModel,
+    teacher_dim: int | None,
+    spec: ObjectiveSpec,
+    *,
+    micro_batch_size: int,
+    seed: int,
+) -> Distiller:
+    """All that is learned: the student and, for DCD, the heads and scalars."""
+    sigmoid = spec.contrast == "sigmoid"
+    uses_dcd = spec.dcd_weight > 0
+    bias = spec.init_bias
+    if bias == "auto":
+        bias = default_init_bias(micro_batch_size) if sigmoid and uses_dcd else 0.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Distiller(
+            student,
+            teacher_dim=teacher_dim if uses_dcd else None,
+            projection_dim=spec.projection_dim,
+            init_temperature=spec.init_temperature,
+            min_temperature=spec.min_temperature,
+            init_bias=bias,
+            learn_bias=sigmoid,
+        )
+
+
+def build_optimizer(distiller: Distiller, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """The optimizer, with the scalars in a group of their own."""
+    groups = distiller.parameter_groups(
+        lr=spec.lr, weight_decay=spec.weight_decay, scalar_lr_ratio=spec.scalar_lr_ratio
+    )
+    if spec.name == "adamw":
+        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov)
+
+
+def _recipe(
+    experiment: Experiment, pixels: PixelStatistics, teacher_pixels: PixelStatistics | None
+) -> Recipe:
+    data, train, schedule = experiment.data, experiment.train, experiment.schedule
+
+    def augment(images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        if data.augment == "none":
+            return images
+        return crop_flip(
+            images,
+            seed=data.seed,
+            epoch=epoch,
+            indices=indices,
+            padding=data.crop_padding,
+            flip=data.flip,
+        )
+
+    return Recipe(
+        epochs=train.epochs,
+        batch_size=train.batch_size,
+        accumulate=train.accumulate,
+        precision=PRECISIONS[train.precision],
+        max_grad_norm=experiment.optimizer.max_grad_norm,
+        seed=experiment.seed,
+        data_seed=data.seed,
+        augment=augment,
+        lr_factor=lambda epoch: lr_factor(schedule, epoch=epoch, epochs=train.epochs),
+        student_pixels=pixels,
+        teacher_pixels=teacher_pixels,
+    )
+
+
+def _test(
+    distiller: Distiller,
+    best: Checkpoint,
+    teacher: FeatureModel | None,
+    *,
+    work: Work,
+    dataset: Dataset,
+    pixels: PixelStatistics,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """The one look at the test split: last student, best student, teacher.
+
+    Leaves the best student in the distiller.
+    """
+    last = distiller.student
+    test = Images.of(dataset.test) if dataset.test is not None else None
+    metrics: dict[str, float] = {}
+    if test is not None:
+        metrics["test/top1_last"] = loop.evaluate(last, test, pixels=pixels, ranks=ranks).top1
+    distiller.load_state_dict(best.state["distiller"])
+    if test is not None:
+        metrics |= score_metrics("test", loop.evaluate(last, test, pixels=pixels, ranks=ranks))
+        if teacher is not None and work.teacher_pixels is not None:
+            scores = loop.evaluate(teacher, test, pixels=work.teacher_pixels, ranks=ranks)
+            metrics |= _teacher_scores("test", scores)
+    return metrics
+
+
+def _teacher_scores(split: str, scores: Scores) -> dict[str, float]:
+    return {f"teacher/{k.replace('/', '_')}": v for k, v in score_metrics(split, scores).items()}
+
+
+def _leave_student(
+    work: Work,
+    distiller: Distiller,
+    dataset: Dataset,
+    *,
+    pixels: PixelStatistics,
+    metrics: dict[str, float],
+) -> None:
+    student = work.experiment.student
+    save_package(
+        work.run / "student",
+        state_dict={k: v.cpu() for k, v in distiller.student.model.state_dict().items()},
+        network={
+            "source": student.source,
+            "args": student.args,
+            "num_classes": dataset.num_classes,
+            "in_channels": dataset.train.images.shape[1],
+        },
+        mean=pixels.mean,
+        std=pixels.std,
+        image_shape=tuple(dataset.train.images.shape[1:]),
+        class_names=dataset.class_names,
+        metrics=metrics,
+        lineage=work.lineage,
+    )
+
+
+def example_images(dataset: Dataset, pixels: PixelStatistics) -> Tensor:
+    """Two real images as a network gets them, float (2, C, H, W)."""
+    images = torch.from_dlpack(dataset.train.images[:2])
+    return normalize(images, mean=pixels.mean, std=pixels.std)
