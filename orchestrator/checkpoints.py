@@ -1,4 +1,4 @@
-"""Checkpoints of one run: whole or absent, the newest few and the best, found again after any crash.
+"""Checkpoints of one run: whole or absent, the newest few and the best, found after any crash.
 
 A checkpoint is two files, ``epoch_0003.pt`` and then ``epoch_0003.json`` with the first one's
 SHA-256. Without a matching JSON it does not count, so neither a crash between the two nor a torn
@@ -87,12 +87,19 @@ class Checkpoints:
         """One checkpoint, on the CPU; None, with a warning, when it is not whole."""
         name = _name(epoch)
         content = self._folder.read(f"{name}.pt")
-        digest = (self._folder.read_json(f"{name}.json") or {}).get("sha256")
-        if content is None or hashlib.sha256(content).hexdigest() != digest:
+        if content is None or hashlib.sha256(content).hexdigest() != self._digest(name):
             logger.warning("checkpoint %s in %s is damaged: passed over", name, self._folder)
             return None
         values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return Checkpoint(**{**values, "best": Best(*values["best"])})
+
+    def _digest(self, name: str) -> str | None:
+        """What the weights' file should hash to; None when that is damaged too."""
+        try:
+            digest: str = self._folder.read_json(f"{name}.json")["sha256"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return digest
 
 
 def _name(epoch: int) -> str:

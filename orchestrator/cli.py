@@ -235,7 +235,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """First signal: stop in order. Any further one is ignored, for stopping takes a second or two."""
+    """The first signal stops in order; further ones are ignored, as that takes a second or two."""
     for known in (signal.SIGINT, signal.SIGTERM):
         signal.signal(known, signal.SIG_IGN)
     raise Interrupted(number)

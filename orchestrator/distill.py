@@ -188,8 +188,12 @@ def _train(
         device = torch.device("cuda" if use_gpu else "cpu")
         return run_work(work, shared, ProcessReporter(Journal(run.folder), device=device))
 
-    from orchestrator.ray_train import cluster_resources, joins_cluster, local_resources
-    from orchestrator.ray_train import train_on_ray
+    from orchestrator.ray_train import (
+        cluster_resources,
+        joins_cluster,
+        local_resources,
+        train_on_ray,
+    )
 
     if joins_cluster():
         resources = cluster_resources(

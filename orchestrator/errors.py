@@ -10,7 +10,7 @@ class OrchestratorError(Exception):
 
 
 class UserError(OrchestratorError):
-    """The user's input is wrong: nothing was started. The message names what, where, and a remedy."""
+    """The user's input is wrong. The message names what, where, and a remedy."""
 
     exit_code = 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from orchestrator.torchvision_source import weights_facts
 from orchestrator.worker import as_pixels, example_images, feature_layers, student_pixels
 
 State = dict[str, Tensor]
+SpecT = TypeVar("SpecT", StudentSpec, TeacherSpec)
 
 
 class Teacher(NamedTuple):
@@ -41,12 +42,12 @@ class Inputs(NamedTuple):
     dataset: Dataset
     teacher: Teacher | None
     """None when there is none, or when it is still to be trained."""
-    fit: Inputs | None  # type: ignore[misc]
+    fit: Inputs | None
     """The experiment that trains the teacher."""
     student: FeatureModel
     """As it starts, on the CPU."""
     student_state: State | None
-    """Where an `mlflow:` student starts from."""
+    """Where a student with weights of its own starts from; workers need not find its files."""
     teacher_dim: int | None
     """Width of the teacher's features."""
     notes: list[str]
@@ -62,8 +63,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
     dataset = load_dataset(experiment.data)
     layers = feature_layers(experiment.objective)
     pixels = student_pixels(experiment.data, dataset)
-    student_spec, student_state = _known_student(experiment)
-    experiment = experiment.model_copy(update={"student": student_spec})
+    student_spec, student_state = _resolved_student(experiment)
     student = build_student(
         student_spec,
         num_classes=dataset.num_classes,
@@ -72,6 +72,9 @@ def read_inputs(experiment: Experiment) -> Inputs:
         feature_layer=layers["student"],
         state=student_state,
     )
+    if student_state is not None or student_spec.checkpoint or student_spec.weights:
+        student_state = student.model.state_dict()
+    experiment = experiment.model_copy(update={"student": _without_files(student_spec)})
     check_empty_batches(experiment, student, dataset)
     notes: list[str] = []
     teacher, fit, teacher_dim = None, None, None
@@ -129,14 +132,23 @@ def check_empty_batches(experiment: Experiment, student: FeatureModel, dataset: 
         ) from error
 
 
-def _known_student(experiment: Experiment) -> tuple[StudentSpec, State | None]:
+def _resolved_student(experiment: Experiment) -> tuple[StudentSpec, State | None]:
+    """The student's own source where MLflow keeps it, and its weights."""
     spec = experiment.student
     if not spec.source.startswith("mlflow:"):
         return spec, None
     uri, _ = tracking_place(experiment.tracking.uri)
     package = read_package(spec.source, tracking_uri=uri)
-    known = spec.model_copy(update={"source": package.source, "args": package.args})
-    return known, read_weights(spec.source, tracking_uri=uri)
+    resolved = spec.model_copy(update={"source": package.source, "args": package.args})
+    return resolved, read_weights(spec.source, tracking_uri=uri)
+
+
+def _without_files(spec: SpecT) -> SpecT:
+    """The same network for weights that come apart; some of torchvision's imply arguments."""
+    args = spec.args
+    if spec.weights is not None:
+        args = args | weights_facts(spec.source, spec.weights).args
+    return spec.model_copy(update={"args": args, "checkpoint": None, "weights": None})
 
 
 def _known_teacher(
@@ -174,19 +186,21 @@ def _known_teacher(
     )
     state = network.model.state_dict()
     lineage |= {"teacher.origin": origin, "teacher.sha256": _state_digest(state)}
-    # The workers get the weights from the driver and must not look for the file.
-    bare = spec.model_copy(update={"checkpoint": None, "weights": None})
-    return Teacher(bare, network.num_classes, state, pixels, lineage), network
+    known = Teacher(_without_files(spec), network.num_classes, state, pixels, lineage)
+    return known, network
 
 
 def _fit_experiment(experiment: Experiment, spec: TeacherSpec) -> Experiment:
     """The experiment that trains the teacher: plain cross entropy, where the student's will run."""
     fit = spec.fit
     assert fit is not None
+    data = experiment.data.model_dump() | fit.data
+    if spec.normalize is not None:
+        data["normalize"] = spec.normalize.model_dump()
     values = {
         "name": "teacher",
         "seed": fit.seed,
-        "data": experiment.data.model_dump() | fit.data,
+        "data": data,
         "student": {"source": spec.source, "args": spec.args},
         "objective": {"method": "ce"},
         "optimizer": fit.optimizer.model_dump(),
@@ -197,8 +211,6 @@ def _fit_experiment(experiment: Experiment, spec: TeacherSpec) -> Experiment:
         "tracking": experiment.tracking.model_dump() | {"register": None},
         "storage": experiment.storage.model_dump(),
     }
-    if spec.normalize is not None:
-        values["data"]["normalize"] = spec.normalize.model_dump()
     return build_experiment(values, where="teacher.fit")
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.dlpack import from_dlpack
 
 from dcd_core import (
     Distiller,
@@ -76,7 +77,7 @@ class Images(NamedTuple):
     @classmethod
     def of(cls, split: ImageSet) -> Images:
         """The same memory as the numpy arrays, which may be read-only."""
-        return cls(*(torch.from_dlpack(a) for a in (split.images, split.labels, split.indices)))
+        return cls(*(from_dlpack(a) for a in (split.images, split.labels, split.indices)))
 
 
 class Scores(NamedTuple):

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -202,6 +203,13 @@ def fetch_package(uri: str, into: Path, *, tracking_uri: str | None) -> str:
 
 def _save(package: Folder, folder: Path) -> Model:
     """Save a package as a local MLflow model."""
+    # Importing MLflow's flavours warns about its own type hints, exporting about torch's insides.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _export(package, folder)
+
+
+def _export(package: Folder, folder: Path) -> Model:
     import mlflow.pytorch
     import numpy as np
     import torch
@@ -288,10 +296,10 @@ def _artifact_location(client: MlflowClient, uri: str) -> str:
         run_id, _, name = rest.partition("/")
         run = client.get_run(run_id)
         outputs = run.outputs.model_outputs if run.outputs else []
-        for output in reversed(outputs):
-            model = client.get_logged_model(output.model_id)
-            if model.name == name:
-                return str(model.artifact_location)
+        models = [client.get_logged_model(output.model_id) for output in outputs]
+        models = [model for model in models if model.name == name]
+        if models:
+            return str(max(models, key=lambda m: m.creation_timestamp).artifact_location)
         return f"{run.info.artifact_uri}/{name}"
     if "@" not in rest and "/" not in rest:
         return str(client.get_logged_model(rest).artifact_location)

@@ -106,9 +106,11 @@ def _student(inputs: Inputs) -> str:
             seed=experiment.seed,
         )
         heads = sum(p.numel() for p in distiller.parameters()) - parameters
+        assert distiller.log_temperature is not None and distiller.bias is not None
+        temperature, bias = distiller.log_temperature.exp().item(), distiller.bias.item()
         text += (
-            f"; {heads:,} more while training (heads, T = {float(distiller.temperature):.3g}, "
-            f"b = {float(distiller.bias.detach() if distiller.bias is not None else 0):.3g})"
+            f"; {heads:,} more while training (heads, T = {temperature:.3g}, b = {bias:.3g}"
+            f"{'' if distiller.bias.requires_grad else ' and not learned'})"
         )
     return text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 
 from orchestrator.errors import Diverged, RunFailed, UserError
-from orchestrator.journal import LOST_WORKERS, Journal
+from orchestrator.journal import Journal
 from orchestrator.reporter import Ranks
 from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
@@ -60,10 +61,11 @@ def ray_session() -> Iterator[None]:
         "log_to_driver": False,
         "runtime_env": {"env_vars": {"PYTHONPATH": paths}},
     }
-    if joins_cluster():
-        ray.init(**options)
-    else:
-        ray.init(address="local", include_dashboard=False, **options)
+    with _own_signal_handlers():
+        if joins_cluster():
+            ray.init(**options)
+        else:
+            ray.init(address="local", include_dashboard=False, **options)
     try:
         yield
     finally:
@@ -165,6 +167,20 @@ def train_on_ray(work: Work, shared: Shared, resources: WorkerResources) -> dict
         raise Diverged(outcome["message"])
     metrics: dict[str, float] = outcome["metrics"]
     return metrics
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Put back the handlers that `ray.init` replaces with some that end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 class _JournalCallback(ray.train.UserCallback):

@@ -7,6 +7,7 @@ import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import UserError
 
@@ -23,10 +24,12 @@ class Folder:
 
     def __init__(self, location: str) -> None:
         """Args:
-        location: an absolute path or a URI.
+        location: an absolute path or a URI; ``file://`` is taken as the path it names.
         """
+        if location.startswith("file://"):
+            location = unquote(urlsplit(location).path)
         self.location = location.rstrip("/") or "/"
-        self._local = Path(location) if "://" not in location else None
+        self._local = Path(self.location) if "://" not in location else None
         self._remote: tuple[FileSystem, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class Folder:
             with filesystem.open_input_stream(f"{root}/{name}") as stream:
                 content: bytes = stream.read()
                 return content
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write_json(self, name: str, value: Any) -> None:

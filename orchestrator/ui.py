@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,9 +92,10 @@ def _wait_until_up(server: subprocess.Popen[bytes], host: str, port: int, log: I
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     log.seek(0)
-    lines = log.read().decode(errors="replace").strip().splitlines()
+    lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     outcome = "does not answer" if server.poll() is None else f"ended (code {server.returncode})"
-    raise RunFailed(f"the MLflow server {outcome}: {lines[-1] if lines else 'it said nothing'}")
+    raise RunFailed(f"the MLflow server {outcome}: {(errors or lines)[-1]}")
 
 
 @contextmanager

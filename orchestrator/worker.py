@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from dcd_core import (
     Distiller,
@@ -165,7 +166,7 @@ def check_teacher(top1: float, dataset: Dataset, *, min_top1: float | None) -> N
 
     Chance is the share of the most frequent validation class, with three standard errors.
     """
-    labels = torch.from_dlpack(dataset.val.labels)
+    labels = from_dlpack(dataset.val.labels)
     share = labels.bincount().max().item() / len(labels)
     chance = 100 * (share + 3 * (share * (1 - share) / len(labels)) ** 0.5)
     limit = chance if min_top1 is None else min_top1
@@ -321,5 +322,5 @@ def _leave_student(
 
 def example_images(dataset: Dataset, pixels: PixelStatistics) -> Tensor:
     """Two real images as a network gets them, float (2, C, H, W)."""
-    images = torch.from_dlpack(dataset.train.images[:2])
+    images = from_dlpack(dataset.train.images[:2])
     return normalize(images, mean=pixels.mean, std=pixels.std)

@@ -128,15 +128,10 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
-            return _dtype
+            return np.dtype
         if (module, name) == ("_codecs", "encode"):
             return _encode
         raise ValueError(f"it names {module}.{name}, which is no part of CIFAR")
-
-
-def _dtype(kind: str, align: int, copy: int) -> np.dtype[Any]:
-    """np.dtype, which warns about the 0 and 1 that old pickles hold for False and True."""
-    return np.dtype(kind, align=bool(align), copy=bool(copy))
 
 
 def _encode(text: str, encoding: str) -> bytes:

@@ -130,7 +130,9 @@ def decode_image(image: RawImage, *, size: Size | None, grey_to_rgb: bool) -> Pi
     else:
         try:
             data = image.read_bytes() if isinstance(image, Path) else image
-            pixels = _pixels(_eight_bit(_opened(data)), size)
+            picture = Image.open(io.BytesIO(data))
+            picture.load()  # opening reads only the header, and some formats settle the mode late
+            pixels = _pixels(_eight_bit(picture), size)
         except (Undecodable, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders raise far more than OSError on damaged data
@@ -170,17 +172,6 @@ def _decode_stream(
                 return
             for results in pool.map(decode_task, tasks):
                 yield from results
-
-
-def _opened(data: bytes) -> Image.Image:
-    """A fully decoded image, checksums verified."""
-    image = Image.open(io.BytesIO(data))
-    if image.format == "PNG":
-        # Decoding skips the checksums of the pixel data; verifying uses the image up.
-        image.verify()
-        image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
