@@ -157,7 +157,7 @@ def _probing(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, training in modes.items():
-            module.training = training  # train() would change the children's modes too
+            module.training = training  # not train(), which some models override
 
 
 def _as_feature(value: Any) -> Tensor:

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dcd_core import MODELS, FeatureModel, build_model
+
+FINGERPRINTS: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "fixtures" / "model_fingerprints.json").read_text()
+)["models"]
+
+
+def _fingerprint_state(model: nn.Module) -> dict[str, Tensor]:
+    """Seeded weights, independent of any initialisation; see "recipe" in the fixture."""
+    state = model.state_dict()
+    norms = {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for i, key in enumerate(sorted(state)):
+        shape = tuple(state[key].shape)
+        if not state[key].is_floating_point():
+            state[key] = torch.zeros_like(state[key])
+            continue
+        value = np.random.RandomState(1000 + i).standard_normal(int(np.prod(shape)))
+        module, _, kind = key.rpartition(".")
+        if kind == "running_var":
+            value = 1 + 0.5 * np.abs(value)
+        elif module in norms and kind == "weight":
+            value = 1 + 0.1 * value
+        elif len(shape) >= 2:
+            value = value * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            value = 0.1 * value
+        state[key] = torch.from_numpy(value.reshape(shape))
+    return state
+
+
+def test_every_fingerprinted_model_is_built_in() -> None:
+    assert set(FINGERPRINTS) <= set(MODELS)
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_names_and_shapes_of_parameters_are_the_published_ones(name: str) -> None:
+    expected = FINGERPRINTS[name]
+    model = build_model(name, num_classes=100)
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    assert shapes == expected["keys"]
+    assert sum(p.numel() for p in model.parameters()) == expected["params"]
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_outputs_are_those_of_the_published_architecture(name: str) -> None:
+    expected = FINGERPRINTS[name]
+    images = torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, 32, 32)))
+    model = build_model(name, num_classes=100).double()
+    model.load_state_dict(_fingerprint_state(model))
+    wrapped = FeatureModel(model, images_example=images).eval()
+    with torch.no_grad():
+        logits, features = wrapped(images)
+    assert wrapped.feature_dim == expected["feature_dim"]
+    assert logits[0, :5].tolist() == pytest.approx(expected["logits0_first5"], rel=1e-8)
+    assert logits[1, :5].tolist() == pytest.approx(expected["logits1_first5"], rel=1e-8)
+    assert features.sum().item() == pytest.approx(expected["feature_sum"], rel=1e-8)
+
+
+@pytest.mark.parametrize(("size", "channels"), [((8, 8), 1), ((33, 47), 3), ((64, 64), 4)])
+def test_other_image_sizes_and_channels_are_accepted(size: tuple[int, int], channels: int) -> None:
+    model = build_model("resnet8x4", num_classes=7, in_channels=channels)
+    assert model(torch.randn(2, channels, *size)).shape == (2, 7)
+    assert model(torch.randn(0, channels, *size)).shape == (0, 7)
+
+
+def test_weights_start_as_in_the_published_protocol() -> None:
+    torch.manual_seed(0)
+    model = build_model("resnet32x4", num_classes=10)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight.shape[0] * module.weight[0, 0].numel()
+            deviation = module.weight.std().item()
+            assert deviation == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match="'resnet32x5': did you mean 'resnet32x4'"):
+        build_model("resnet32x5", num_classes=10)
