@@ -74,16 +74,18 @@ def distill(
     storage: StoragePath = None,
 ) -> None:
     """Train one student, or go on with a run that was cut off."""
+    spec = _spec_to_run(experiment, overrides, resume=resume, new=new, storage=storage)
+
     from orchestrator.distill import distill as run_distillation
 
-    spec = _spec_to_run(experiment, overrides, resume=resume, new=new, storage=storage)
     try:
         outcome = run_distillation(spec, new=new)
-    except Interrupted:
-        command = f"dcd distill --resume {spec.name}"
+    except Interrupted as error:
+        command = f"dcd distill --resume {error.run}"
         if spec.storage.path:
             command += f" --storage {shlex.quote(spec.storage.path)}"
-        print(f"\nstopped; go on with: {command}", file=sys.stderr)
+        text = f"go on with: {command}" if error.run else "no run had been started"
+        print(f"\nstopped; {text}", file=sys.stderr)
         raise
     _show(outcome, spec)
 
@@ -92,9 +94,12 @@ def distill(
 def plan(experiment: ExperimentFile, overrides: Overrides = None) -> None:
     """Show what `distill` would do, without doing it."""
     from orchestrator.experiment_file import load_experiment
+
+    spec = load_experiment(experiment, overrides or ())
+
     from orchestrator.plan import describe_plan
 
-    print(describe_plan(load_experiment(experiment, overrides or ())))
+    print(describe_plan(spec))
 
 
 @app.command()
@@ -181,8 +186,6 @@ def _spec_to_run(
     storage: str | None,
 ) -> Experiment:
     from orchestrator.experiment_file import changed, load_experiment
-    from orchestrator.places import storage_folder
-    from orchestrator.runs import find_run
 
     if (experiment is None) == (resume is None):
         raise UserError("give an experiment file, or --resume RUN: exactly one of them")
@@ -194,6 +197,10 @@ def _spec_to_run(
         raise UserError("--resume goes on with a run and --new starts one: give one of them")
     if overrides:
         raise UserError("--resume takes the run's own spec: drop --set")
+
+    from orchestrator.places import storage_folder
+    from orchestrator.runs import find_run
+
     folder = storage_folder(_absolute(storage))
     return changed(find_run(resume, folder), {"storage.path": folder.location})
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -69,6 +70,7 @@ def distill(
     places = find_places(experiment)
     check_writable(places.storage, setting="storage.path")
     run = open_run(experiment, places.storage, new=new)
+    check_writable(run.folder, setting="storage.path")
     if run.state == "finished":
         return _finished(run)
     check_resources(experiment.scaling)
@@ -76,18 +78,17 @@ def distill(
         inputs = read_inputs(run.experiment)
     for note in inputs.notes:
         display.say(f"note: {note}")
-    with session(experiment.scaling):
-        teacher = inputs.teacher
-        if inputs.fit is not None and experiment.teacher is not None:
-            fit = open_run(inputs.fit.experiment, places.storage, new=False)
-            outcome = (
-                _finished(fit)
-                if fit.state == "finished"
-                else _run(fit, inputs.fit, None, places, role="teacher", display=display)
-            )
-            location = outcome.folder.location
-            teacher = fitted_teacher(experiment.teacher, inputs.fit, location, outcome.run)
-        return _run(run, inputs, teacher, places, role="student", display=display)
+    try:
+        with _claimed(run, inputs, display=display), session(experiment.scaling):
+            teacher = inputs.teacher
+            if inputs.fit is not None and experiment.teacher is not None:
+                fitted = _fit_teacher(inputs.fit, places, display=display)
+                location = fitted.folder.location
+                teacher = fitted_teacher(experiment.teacher, inputs.fit, location, fitted.run)
+            return _run(run, inputs, teacher, places, role="student", display=display)
+    except Interrupted as error:
+        error.run = run.experiment.name
+        raise
 
 
 def check_resources(scaling: ScalingSpec) -> None:
@@ -114,6 +115,27 @@ def _finished(run: Run) -> Outcome:
     return Outcome(run.experiment.name, run.folder, metrics, True, None)
 
 
+def _fit_teacher(fit: Inputs, places: Places, *, display: Display) -> Outcome:
+    """The finished run that trains the teacher."""
+    run = open_run(fit.experiment, places.storage, new=False)
+    if run.state == "finished":
+        return _finished(run)
+    with _claimed(run, fit, display=display):
+        return _run(run, fit, None, places, role="teacher", display=display)
+
+
+@contextmanager
+def _claimed(run: Run, inputs: Inputs, *, display: Display) -> Iterator[None]:
+    """The run's folder for this process alone, with the spec inside for `--resume` to find."""
+    with locked(run.folder):
+        if run.replaces:
+            display.say(f"{run.experiment.name} had finished no epoch: starting it anew")
+            forget_run(run.folder)
+        _check_same_images(run.folder, inputs)
+        create_run(run, fingerprint=inputs.dataset.fingerprint)
+        yield
+
+
 def _run(
     run: Run,
     inputs: Inputs,
@@ -125,49 +147,43 @@ def _run(
 ) -> Outcome:
     experiment, folder = run.experiment, run.folder
     epochs = experiment.train.epochs
-    with locked(folder):
-        if run.replaces:
-            display.say(f"{experiment.name} had finished no epoch: starting it anew")
-            forget_run(folder)
-        _check_same_images(folder, inputs)
-        create_run(run, fingerprint=inputs.dataset.fingerprint)
-        write_state(folder, "running")
-        tracker = _start_tracking(run, inputs, teacher, places, role=role)
-        display.say(f"{experiment.name}: {folder.location}")
-        done = Checkpoints(folder / "checkpoints", keep=experiment.storage.keep).latest()
-        if done is not None:
-            display.say(f"{experiment.name}: going on after epoch {done.epoch} of {epochs}")
-        try:
-            with display.epochs(Journal(folder), total=experiment.train.epochs):
-                metrics = _train(run, inputs, teacher, places, display=display)
-        except (Interrupted, KeyboardInterrupt):
-            write_state(folder, "interrupted")
-            _close(tracker, folder, "KILLED", epochs=epochs, patience=_INTERRUPTED_PATIENCE_S)
-            raise
-        except BaseException as error:
-            write_state(folder, "failed", message=str(error))
-            _close(
+    write_state(folder, "running")
+    tracker = _start_tracking(run, inputs, teacher, places, role=role)
+    display.say(f"{experiment.name}: {folder.location}")
+    done = Checkpoints(folder / "checkpoints", keep=experiment.storage.keep).latest()
+    if done is not None:
+        display.say(f"{experiment.name}: going on after epoch {done.epoch} of {epochs}")
+    try:
+        with display.epochs(Journal(folder), total=experiment.train.epochs):
+            metrics = _train(run, inputs, teacher, places, display=display)
+    except (Interrupted, KeyboardInterrupt):
+        write_state(folder, "interrupted")
+        _close(tracker, folder, "KILLED", epochs=epochs, patience=_INTERRUPTED_PATIENCE_S)
+        raise
+    except BaseException as error:
+        write_state(folder, "failed", message=str(error))
+        _close(
+            tracker,
+            folder,
+            "FAILED",
+            epochs=epochs,
+            error=str(error),
+            patience=_TRACKING_PATIENCE_S,
+        )
+        raise
+    write_state(folder, "finished")
+    report = None
+    if tracker is not None:
+        with display.step(f"{experiment.name}: sending the student to MLflow"):
+            report = _close(
                 tracker,
                 folder,
-                "FAILED",
+                "FINISHED",
                 epochs=epochs,
-                error=str(error),
+                metrics=metrics,
                 patience=_TRACKING_PATIENCE_S,
             )
-            raise
-        write_state(folder, "finished")
-        report = None
-        if tracker is not None:
-            with display.step(f"{experiment.name}: sending the student to MLflow"):
-                report = _close(
-                    tracker,
-                    folder,
-                    "FINISHED",
-                    epochs=epochs,
-                    metrics=metrics,
-                    patience=_TRACKING_PATIENCE_S,
-                )
-        return Outcome(experiment.name, folder, metrics, False, report)
+    return Outcome(experiment.name, folder, metrics, False, report)
 
 
 def _train(
@@ -186,6 +202,8 @@ def _train(
     if experiment.scaling.workers == 0:
         use_gpu = experiment.scaling.gpus_per_worker != 0 and torch.cuda.is_available()
         device = torch.device("cuda" if use_gpu else "cpu")
+        if experiment.scaling.cpus_per_worker != "auto":
+            torch.set_num_threads(experiment.scaling.cpus_per_worker)
         return run_work(work, shared, ProcessReporter(Journal(run.folder), device=device))
 
     from orchestrator.ray_train import (

@@ -29,3 +29,5 @@ class Interrupted(OrchestratorError):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")
         self.exit_code = 128 + signal_number
+        self.run: str | None = None
+        """Name of the run that can be resumed; None when none had been created yet."""

@@ -204,9 +204,18 @@ def _with_absolute_paths(experiment: Experiment, base: Path) -> Experiment:
             update={"path": absolute(experiment.storage.path)}
         ),
     }
-    if experiment.teacher is not None:
-        update["teacher"] = experiment.teacher.model_copy(
-            update={"checkpoint": absolute(experiment.teacher.checkpoint)}
+    teacher = experiment.teacher
+    if teacher is not None:
+        fit = teacher.fit
+        if fit is not None:
+            own = {
+                key: absolute(value) if isinstance(value, str) else value
+                for key, value in fit.data.items()
+                if key in ("path", "test_path")
+            }
+            fit = fit.model_copy(update={"data": fit.data | own})
+        update["teacher"] = teacher.model_copy(
+            update={"checkpoint": absolute(teacher.checkpoint), "fit": fit}
         )
     return experiment.model_copy(update=update)
 

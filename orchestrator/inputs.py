@@ -14,7 +14,7 @@ from orchestrator.experiment_file import build_experiment, identity_hash
 from orchestrator.loop import PixelStatistics
 from orchestrator.places import tracking_place
 from orchestrator.sources import build_student, build_teacher, check_classes
-from orchestrator.spec import Experiment, StudentSpec, TeacherSpec
+from orchestrator.spec import Experiment, Normalization, StudentSpec, TeacherSpec
 from orchestrator.student_model import read_package, read_weights
 from orchestrator.torchvision_source import weights_facts
 from orchestrator.worker import as_pixels, example_images, feature_layers, student_pixels
@@ -62,6 +62,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
     """
     dataset = load_dataset(experiment.data)
     layers = feature_layers(experiment.objective)
+    _check_channels(experiment.data.normalize, dataset, setting="data.normalize")
     pixels = student_pixels(experiment.data, dataset)
     student_spec, student_state = _resolved_student(experiment)
     student = build_student(
@@ -79,8 +80,10 @@ def read_inputs(experiment: Experiment) -> Inputs:
     notes: list[str] = []
     teacher, fit, teacher_dim = None, None, None
     if experiment.teacher is not None:
+        _check_channels(experiment.teacher.normalize, dataset, setting="teacher.normalize")
         if experiment.teacher.fit is not None:
             fit = read_inputs(_fit_experiment(experiment, experiment.teacher))
+            _check_same_channels(fit.dataset, dataset)
             name = f"{fit.experiment.name}-{_fit_hash(fit)}"
             fit = fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
             num_classes = fit.dataset.num_classes
@@ -130,6 +133,25 @@ def check_empty_batches(experiment: Experiment, student: FeatureModel, dataset: 
             f"{workers - last} of {workers} workers get at the end of an epoch ({last} images are "
             f"left over): change train.batch_size or data.limit, or set scaling.batch_norm: local"
         ) from error
+
+
+def _check_channels(spec: Normalization | None, dataset: Dataset, *, setting: str) -> None:
+    channels = dataset.train.images.shape[1]
+    if spec is not None and len(spec.mean) != channels:
+        raise UserError(
+            f"{setting}: mean and std have {len(spec.mean)} values and the images {channels} "
+            f"{'channel' if channels == 1 else 'channels'}: give one value per channel"
+        )
+
+
+def _check_same_channels(fit: Dataset, dataset: Dataset) -> None:
+    """The teacher is trained on its own images and later sees the student's."""
+    own, students = fit.train.images.shape[1], dataset.train.images.shape[1]
+    if own != students:
+        raise UserError(
+            f"teacher.fit.data: its images have {own} channels and the student's {students}, which "
+            "the teacher sees later: set data.grey_to_rgb and leave it out of teacher.fit.data"
+        )
 
 
 def _resolved_student(experiment: Experiment) -> tuple[StudentSpec, State | None]:

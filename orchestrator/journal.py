@@ -17,8 +17,8 @@ from orchestrator.storage import Folder
 
 logger = logging.getLogger(__name__)
 
-LOST_WORKERS = "faults/lost_workers"
-"""Metric: how many workers were lost and replaced after an epoch."""
+RESTARTS = "faults/restarts"
+"""Metric: how often lost workers have been replaced, at the epoch after which that was."""
 
 _FILE_NAME = re.compile(r"(\d{6,})\.json")
 
@@ -88,11 +88,13 @@ class Journal:
         """Entries numbered above ``after``, in order; a damaged one is left out with a warning."""
         return [entry for entry in self._entries() if entry.number > after]
 
-    def points(self, after: int = 0) -> list[Point]:
-        """Points first seen in entries numbered above ``after``, in order."""
+    def points(self, after: int = 0, *, until: int | None = None) -> list[Point]:
+        """Points first seen in entries numbered above ``after`` and up to ``until``, in order."""
         known: set[tuple[str, int]] = set()
         points = []
         for entry in self._entries():
+            if until is not None and entry.number > until:
+                break
             for name, value in entry.metrics.items():
                 if (name, entry.step) in known:
                     continue

@@ -29,7 +29,11 @@ _NOISY_LOGGERS = ("mlflow", "alembic")
 _PROBE_TIMEOUT_S = 3.0
 
 
-class Unreachable(Exception):
+class Unsent(Exception):
+    """Something stays unsent, for the reason that the message gives."""
+
+
+class Unreachable(Unsent):
     """Nothing useful answers at the tracking URI."""
 
 

@@ -12,17 +12,17 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import UserError
 from orchestrator.journal import Journal
-from orchestrator.mlflow_client import Unreachable, connect, is_http
+from orchestrator.mlflow_client import Unsent, connect
+from orchestrator.mlflow_run import create_run, describe_run, end_run, known_run, send_points
 from orchestrator.storage import Folder
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ logger = logging.getLogger(__name__)
 REQUEST = "tracking/request.json"
 FINISH = "tracking/finish.json"
 STATE = "tracking/state.json"
-
-KEY_TAG = "dcd.key"
-# Limits of MLflow's batch call.
-_MAX_METRICS = 1000
-_MAX_PARAMS = 100
 
 
 class SyncReport(NamedTuple):
@@ -71,7 +66,7 @@ def sync_run(
         with _alone(run):
             sync = _Sync(run, journal or Journal(run), deadline)
             pending = sync.send()
-    except (Unreachable, _Pending) as reason:
+    except Unsent as reason:
         pending = str(reason)
     except Exception as error:  # MLflow raises its own, requests', SQLAlchemy's and OS errors
         logger.debug("sync of %s failed", run, exc_info=True)
@@ -87,17 +82,7 @@ def has_pending(run: Folder) -> bool:
     if request is None:
         return False
     state = _read_state(run, request)
-    finish = run.read_json(FINISH)
-    return (
-        state.get("run_id") is None
-        or state.get("described") != request["revision"]
-        or Journal(run).last_number > state.get("sent_through", 0)
-        or (finish["key"] if finish else None) != state.get("finished")
-    )
-
-
-class _Pending(Exception):
-    """Something stays unsent, for a reason that the message gives."""
+    return _is_behind(state, request, run.read_json(FINISH), Journal(run).last_number)
 
 
 class _Sync:
@@ -119,120 +104,53 @@ class _Sync:
 
     def send(self) -> str | None:
         """Send everything; returns why the student could not be, when the rest was."""
-        if not self.request or not has_pending(self.run):
+        last_number = self.journal.last_number
+        if not self.request or not _is_behind(self.state, self.request, self.finish, last_number):
             return None
         remaining = self.deadline - time.monotonic()
         if remaining <= 0:
-            raise _Pending("out of time")
+            raise Unsent("out of time")
         with connect(self.request["uri"], timeout_s=min(remaining, 3.0)) as client:
             info = self._ensure_run(client)
             self._describe(client, info.run_id)
-            self._send_points(client, info.run_id)
+            self._send_points(client, info.run_id, last_number)
             return self._finish(client, info)
 
     def _ensure_run(self, client: MlflowClient) -> RunInfo:
-        from mlflow.exceptions import MlflowException
-
-        if self.state.get("run_id"):
-            try:
-                info: RunInfo = client.get_run(self.state["run_id"]).info
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                logger.warning("MLflow lost run %s: sending it anew", self.state["run_id"])
-                self.state = {"uri": self.request["uri"]}
-            else:
-                if info.lifecycle_stage == "deleted":
-                    raise _Pending(f"the MLflow run {info.run_id} was deleted: restore it first")
-                return info
-        self._check_deadline()
-        experiment_id = self._ensure_experiment(client)
-        # A crash may have come between the run's creation and the note of its id.
-        found = client.search_runs(
-            [experiment_id], f"tags.`{KEY_TAG}` = '{self.request['key']}'", max_results=1
-        )
-        if found:
-            run = found[0]
-        else:
-            run = client.create_run(
-                experiment_id,
-                start_time=self.request["created_ms"],
-                tags=self.request["tags"],
-                run_name=self.request["run_name"],
-            )
-        self._note(run_id=run.info.run_id)
-        return run.info
-
-    def _ensure_experiment(self, client: MlflowClient) -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self.request["experiment"]
-        if client.get_experiment_by_name(name) is None:
-            root = self.request["artifact_root"]
-            location = None
-            if root is not None and not is_http(self.request["uri"]):
-                location = str(Path(root, re.sub(r"[^A-Za-z0-9._-]", "_", name)))
-            try:
-                client.create_experiment(name, artifact_location=location)
-            except MlflowException as error:  # another run may have been quicker
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-        experiment = client.get_experiment_by_name(name)
-        assert experiment is not None
-        if experiment.lifecycle_stage == "deleted":
-            raise _Pending(f"the MLflow experiment {name!r} was deleted: restore it first")
-        return str(experiment.experiment_id)
+        run_id = self.state.get("run_id")
+        info = known_run(client, run_id) if run_id else None
+        if info is None:
+            self.state = {"uri": self.request["uri"]}
+            info = create_run(client, self.request)
+            self._note(run_id=info.run_id)
+        return info
 
     def _describe(self, client: MlflowClient, run_id: str) -> None:
-        """Parameters, tags and texts."""
-        if self.state.get("described") == self.request["revision"]:
-            return
-        from mlflow.entities import Param, RunTag
-
-        params = [Param(name, value) for name, value in self.request["params"].items()]
-        for start in range(0, len(params), _MAX_PARAMS):
+        if self.state.get("described") != self.request["revision"]:
             self._check_deadline()
-            client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
-        tags = [RunTag(name, value) for name, value in self.request["tags"].items()]
-        client.log_batch(run_id, tags=tags)
-        for path, text in self.request["texts"].items():
-            self._check_deadline()
-            client.log_text(run_id, text, path)
-        self._note(described=self.request["revision"])
+            describe_run(client, run_id, self.request)
+            self._note(described=self.request["revision"])
 
-    def _send_points(self, client: MlflowClient, run_id: str) -> None:
-        from mlflow.entities import Metric
-
-        last_number = self.journal.last_number
-        metrics = [
-            Metric(point.name, point.value, point.timestamp_ms, point.step)
-            for point in self.journal.points(after=self.state.get("sent_through", 0))
-        ]
-        for start in range(0, len(metrics), _MAX_METRICS):
+    def _send_points(self, client: MlflowClient, run_id: str, last_number: int) -> None:
+        sent_through = self.state.get("sent_through", 0)
+        if last_number > sent_through:
             self._check_deadline()
-            batch = metrics[start : start + _MAX_METRICS]
-            client.log_batch(run_id, metrics=batch)
-            self.sent_points += len(batch)
-        if last_number > self.state.get("sent_through", 0):
+            points = self.journal.points(after=sent_through, until=last_number)
+            self.sent_points += send_points(client, run_id, points)
             self._note(sent_through=last_number)
 
     def _finish(self, client: MlflowClient, info: RunInfo) -> str | None:
         if self.finish is None:
-            if info.status != "RUNNING":
+            if info.status != "RUNNING":  # it was resumed
                 client.update_run(info.run_id, status="RUNNING")
             self._note(finished=None)
             return None
+        self._check_deadline()
+        end_run(client, info.run_id, self.finish)
         problem = None
         if self.finish["student"]:
             self._check_deadline()
             problem = self._send_student(client, info.run_id, step=self.finish["step"])
-        from mlflow.entities import RunTag
-
-        self._check_deadline()
-        client.log_batch(
-            info.run_id, tags=[RunTag(name, value) for name, value in self.finish["tags"].items()]
-        )
-        client.set_terminated(info.run_id, self.finish["status"], self.finish["time_ms"])
         if problem is None:
             self._note(finished=self.finish["key"])
         return problem
@@ -240,7 +158,7 @@ class _Sync:
     def _send_student(self, client: MlflowClient, run_id: str, *, step: int) -> str | None:
         """Log and register the student; returns why that cannot be."""
         # Imported here: it needs torch, which a run without a student can do without.
-        from orchestrator import mlflow_student
+        from orchestrator import mlflow_registry, mlflow_student
         from orchestrator.student_model import SOURCE_FILE, read_package
 
         package = self.run / "student"
@@ -262,43 +180,49 @@ class _Sync:
             except (mlflow_student.NotExportable, UserError) as error:
                 return f"the student cannot become an MLflow model: {error}"
             self._check_deadline()
-            self._score_model(client, run_id, model_id, about.metrics)
+            points = self.journal.points()
+            scores = {p.name: p for p in points if about.metrics.get(p.name) == p.value}
+            send_points(client, run_id, scores.values(), model_id=model_id)
             self._note(model={"digest": digest, "id": model_id})
         name = self.request["register"]
         if name is not None and self.state.get("registered") != self.model_uri:
             self._check_deadline()
-            score = mlflow_student.Score(
-                mlflow_student.SELECTION_METRIC,
-                about.metrics[mlflow_student.SELECTION_METRIC],
-                about.lineage["data.fingerprint"],
-                about.lineage["data.split_seed"],
-            )
-            mlflow_student.register_student(
+            try:
+                score = mlflow_registry.Score(
+                    mlflow_registry.SELECTION_METRIC,
+                    about.metrics[mlflow_registry.SELECTION_METRIC],
+                    about.lineage["data.fingerprint"],
+                    about.lineage["data.split_seed"],
+                )
+            except KeyError as error:
+                return f"the student cannot be registered: its package does not tell {error}"
+            mlflow_registry.register_student(
                 client, self.state["model"]["id"], name, run_id=run_id, score=score
             )
             self._note(registered=self.model_uri)
         return None
 
-    def _score_model(
-        self, client: MlflowClient, run_id: str, model_id: str, scores: Mapping[str, float]
-    ) -> None:
-        """Show the run's points that are the student's scores at the model too."""
-        from mlflow.entities import Metric
-
-        points = {p.name: p for p in self.journal.points() if scores.get(p.name) == p.value}
-        metrics = [
-            Metric(p.name, p.value, p.timestamp_ms, p.step, model_id=model_id)
-            for p in points.values()
-        ]
-        client.log_batch(run_id, metrics=metrics)
-
     def _check_deadline(self) -> None:
         if time.monotonic() > self.deadline:
-            raise _Pending("out of time")
+            raise Unsent("out of time")
 
     def _note(self, **changes: Any) -> None:
         self.state |= changes
         self.run.write_json(STATE, self.state)
+
+
+def _is_behind(
+    state: dict[str, Any],
+    request: dict[str, Any],
+    finish: dict[str, Any] | None,
+    last_number: int,
+) -> bool:
+    return (
+        state.get("run_id") is None
+        or state.get("described") != request["revision"]
+        or last_number > state.get("sent_through", 0)
+        or (finish["key"] if finish else None) != state.get("finished")
+    )
 
 
 def _read_state(run: Folder, request: dict[str, Any]) -> dict[str, Any]:
@@ -324,7 +248,7 @@ def _alone(run: Folder) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise _Pending("another process is sending this run") from error
+            raise Unsent("another process is sending this run") from error
         yield
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.journal import LOST_WORKERS, Entry, Journal
+from orchestrator.journal import RESTARTS, Entry, Journal
 
 _POLL_S = 0.3
 _PLAIN_LINES = 30
@@ -59,9 +59,8 @@ class Display:
                 top1 = entry.metrics.get("teacher/val_top1")
                 if entry.step == 0 and top1 is not None:
                     self.say(f"teacher: validation top-1 {top1:.2f} %")
-                if LOST_WORKERS in entry.metrics:
-                    lost = entry.metrics[LOST_WORKERS]
-                    self.say(f"{lost:.0f} workers lost: going on from the newest checkpoint")
+                if RESTARTS in entry.metrics:
+                    self.say("a worker was lost: replaced, going on from the newest checkpoint")
                 if text is None:
                     continue
                 if live:

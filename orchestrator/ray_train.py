@@ -18,7 +18,7 @@ import torch
 from ray.train.torch import TorchTrainer, get_device
 
 from orchestrator.errors import Diverged, RunFailed, UserError
-from orchestrator.journal import Journal
+from orchestrator.journal import RESTARTS, Journal
 from orchestrator.reporter import Ranks
 from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
@@ -26,7 +26,7 @@ from orchestrator.worker import Shared, Work, run_work
 
 logger = logging.getLogger(__name__)
 
-_DRIVER_ENVIRONMENT = {
+DRIVER_ENVIRONMENT = {
     # The controller asks its workers for reports this often; the default of 2 s would hold up
     # every epoch by up to as much, since a report waits for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
@@ -35,6 +35,8 @@ _DRIVER_ENVIRONMENT = {
     # Users' relative paths are made absolute in the driver, so workers may stay where they are.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # When the driver is killed, Ray's head goes at once but its two agents wait this long for it.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 
 
@@ -51,7 +53,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for key, value in _DRIVER_ENVIRONMENT.items():
+    for key, value in DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     options: dict[str, Any] = {
@@ -187,13 +189,20 @@ class _JournalCallback(ray.train.UserCallback):
     """Writes the journal, in the controller: the one writer however often workers are replaced."""
 
     def __init__(self, run: Folder) -> None:
-        self._run = run
+        self._journal = Journal(run)
+        self._last_step = 0
+        self._starts = 0
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Called once all ranks have reported."""
-        Journal(self._run).append_history(list(metrics[0]["by_step"].items()))
+        by_step = metrics[0]["by_step"]
+        self._starts += metrics[0]["first"]
+        if metrics[0]["first"] and self._starts > 1:
+            self._journal.append({RESTARTS: self._starts - 1}, step=self._last_step)
+        self._journal.append_history(list(by_step.items()))
+        self._last_step = max(self._last_step, *by_step, 0)
 
 
 class _RayReporter:
@@ -204,9 +213,12 @@ class _RayReporter:
         self.ranks = Ranks(
             rank=context.get_world_rank(), size=context.get_world_size(), device=get_device()
         )
+        self._first = True
 
     def report(self, metrics_by_step: Mapping[int, Mapping[str, float]]) -> None:
-        ray.train.report({"by_step": {k: dict(v) for k, v in metrics_by_step.items()}})
+        metrics = {step: dict(values) for step, values in metrics_by_step.items()}
+        ray.train.report({"by_step": metrics, "first": self._first})
+        self._first = False
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

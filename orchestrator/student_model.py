@@ -178,7 +178,7 @@ def _opened(location: str, tracking_uri: str | None) -> Iterator[Folder]:
     """The package's folder; one from MLflow is fetched and deleted afterwards."""
     location = location.removeprefix("mlflow:")
     if location.startswith(("models:/", "runs:/")):
-        from orchestrator.mlflow_student import fetch_package
+        from orchestrator.mlflow_registry import fetch_package
 
         with tempfile.TemporaryDirectory() as scratch:
             yield Folder(fetch_package(location, Path(scratch), tracking_uri=tracking_uri))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.journal import Journal
-from orchestrator.mlflow_sync import FINISH, KEY_TAG, REQUEST, SyncReport, has_pending, sync_run
+from orchestrator.mlflow_run import KEY_TAG
+from orchestrator.mlflow_sync import FINISH, REQUEST, SyncReport, has_pending, sync_run
 from orchestrator.storage import Folder
 
 __all__ = [
@@ -72,6 +73,7 @@ def request_tracking(
         parent_run_id: MLflow run that this one is shown under.
         register: name to register the student under.
     """
+    uri = _absolute(uri)
     previous = run.read_json(REQUEST)
     again = previous is not None and previous["uri"] == uri
     key = previous["key"] if again else uuid.uuid4().hex
@@ -93,7 +95,7 @@ def request_tracking(
             "uri": uri,
             "experiment": experiment,
             "run_name": run_name,
-            "artifact_root": artifact_root,
+            "artifact_root": None if artifact_root is None else str(Path(artifact_root).absolute()),
             "register": register,
             "tags": {name: str(value) for name, value in all_tags.items()},
             "params": previous["params"] if again else {k: str(v) for k, v in params.items()},
@@ -145,7 +147,7 @@ def reopen(run: Folder) -> None:
 
 def pending_runs(storage: Folder) -> list[str]:
     """Names of the runs in a storage folder with something that MLflow does not have."""
-    return [name for name in storage.names() if has_pending(storage / name)]
+    return [name for name in storage.names() if _is_pending_run(storage / name)]
 
 
 class Tracker:
@@ -182,12 +184,9 @@ class Tracker:
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout_s)
-        report = self._report
         if self._thread.is_alive():
-            report = report._replace(pending="the tracking server was too slow")
-        if report.pending is not None:
-            logger.warning("not everything is in MLflow yet: %s", report.pending)
-        return report
+            return self._report._replace(pending="the tracking server was too slow")
+        return self._report
 
     def _work(self) -> None:
         journal = Journal(self._run)
@@ -209,8 +208,23 @@ class Tracker:
                 pause_s = self._interval_s
                 self._wake.wait(pause_s)
             else:
+                if pause_s == self._interval_s:  # once per outage
+                    logger.warning("%s; training goes on, and it is sent later", report.pending)
                 self._closing.wait(pause_s)
                 pause_s = min(2 * pause_s, _MAX_BACKOFF_S)
+
+
+def _is_pending_run(entry: Folder) -> bool:
+    try:
+        return has_pending(entry)
+    except NotADirectoryError:  # a file beside the runs
+        return False
+
+
+def _absolute(uri: str) -> str:
+    """A SQLite database in the working directory, for whoever sends the run from another one."""
+    path = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(path).absolute()}" if path and path != uri else uri
 
 
 def _now_ms() -> int:

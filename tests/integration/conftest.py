@@ -1,0 +1,48 @@
+"""One Ray of made-up CPUs per test module, joined by its address as a cluster would be."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import digits
+import pytest
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """A Ray with four CPUs, whatever this machine has."""
+    import ray
+
+    from orchestrator.ray_train import DRIVER_ENVIRONMENT
+
+    kept = dict(os.environ)
+    os.environ.update(DRIVER_ENVIRONMENT)
+    os.environ.pop("RAY_ADDRESS", None)
+    context = ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
+    yield os.environ["RAY_ADDRESS"]
+    ray.shutdown()
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher's checkpoint."""
+    return digits.save_teacher(tmp_path_factory.mktemp("teacher"))

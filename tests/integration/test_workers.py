@@ -1,0 +1,113 @@
+"""Ray Train with several workers: the same numbers as one process, and through the loss of one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import digits
+import pytest
+
+from orchestrator.distill import distill
+from orchestrator.errors import Diverged, RunFailed, UserError
+from orchestrator.experiment_file import build_experiment
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    # Ray's own: sockets and processes that its shutdown leaves to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
+]
+
+
+def train(teacher: Path, name: str, updates: dict[str, Any]) -> dict[int, dict[str, float]]:
+    """Run an experiment; its metrics by epoch."""
+    spec = build_experiment(digits.experiment(teacher, {"name": name, **updates}), where="test")
+    outcome = distill(spec)
+    path = outcome.folder.local_path
+    assert path is not None
+    return digits.epochs(path)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_one_two_and_four_workers_give_the_losses_of_one_process(
+    workplace: Path, teacher: Path
+) -> None:
+    # Two epochs: later, ReLUs whose input is a rounding error on either side of 0 begin to differ,
+    # as they do between one thread and two.
+    short = {"optimizer.lr": 0.005, "train.epochs": 2}
+    alone = train(teacher, "alone", {"scaling.workers": 0, **short})
+    assert sorted(alone) == [0, 1, 2]
+    for workers, tolerance in ((1, 0.0), (2, 1e-5), (4, 1e-5)):
+        shared = train(
+            teacher,
+            f"workers-{workers}",
+            {"scaling.workers": workers, **short},
+        )
+        for epoch, metrics in alone.items():
+            assert set(shared[epoch]) == set(metrics)
+            for name, value in metrics.items():
+                # Validation accuracy moves in steps of one image, so it may not differ at all.
+                assert shared[epoch][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (
+                    workers,
+                    epoch,
+                    name,
+                )
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_worker_is_replaced_and_no_number_changes(workplace: Path, teacher: Path) -> None:
+    two = {"scaling.workers": 2, "train.epochs": 6}
+    undisturbed = train(teacher, "undisturbed", two)
+    killed: list[bool] = []
+
+    def kill_one() -> None:
+        folder = workplace / "dcd_runs" / "disturbed"
+        digits.wait_until(lambda: 2 in digits.epochs(folder), what="second epoch")
+        os.kill(digits.train_workers()[-1].pid, signal.SIGKILL)
+        killed.append(True)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    disturbed = train(teacher, "disturbed", two)
+    thread.join()
+    assert killed
+    assert disturbed == undisturbed
+    folder = workplace / "dcd_runs" / "disturbed"
+    names = {p.name for p in digits.points(folder)}
+    assert "faults/restarts" in names
+    assert "faults/restarts" not in {
+        p.name for p in digits.points(workplace / "dcd_runs" / "undisturbed")
+    }
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_diverging_loss_ends_the_run_with_its_epoch_step_and_term(
+    workplace: Path, teacher: Path
+) -> None:
+    with pytest.raises(Diverged, match=r"ce was not finite in epoch 1, step \d+"):
+        train(teacher, "diverging", {"scaling.workers": 1, "optimizer.lr": 1e30})
+    assert not (workplace / "dcd_runs" / "diverging" / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_teacher_at_chance_level_stops_the_run(workplace: Path, teacher: Path) -> None:
+    with pytest.raises(UserError, match=r"validation top-1 .* below chance .*teacher\.normalize"):
+        train(teacher, "chance", {"scaling.workers": 1, "teacher.min_top1": None})
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_that_stays_too_small_is_given_up_after_the_wait(
+    workplace: Path, teacher: Path
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(RunFailed, match=r"after 1 s the cluster still has 4 CPU.*5 workers"):
+        train(teacher, "large", {"scaling.workers": 5, "train.batch_size": 20, "scaling.wait_s": 1})
+    assert time.monotonic() - started >= 1
