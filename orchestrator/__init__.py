@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.distill import Outcome, distill, session
+    from orchestrator.distillation import Outcome, distill, session
     from orchestrator.experiment_file import changed, load_experiment
     from orchestrator.student_model import load_student, read_package
 
@@ -22,13 +22,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Outcome": "orchestrator.distill",
+    "Outcome": "orchestrator.distillation",
     "changed": "orchestrator.experiment_file",
-    "distill": "orchestrator.distill",
+    "distill": "orchestrator.distillation",
     "load_experiment": "orchestrator.experiment_file",
     "load_student": "orchestrator.student_model",
     "read_package": "orchestrator.student_model",
-    "session": "orchestrator.distill",
+    "session": "orchestrator.distillation",
 }
 
 

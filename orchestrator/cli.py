@@ -20,7 +20,7 @@ import typer
 from orchestrator.errors import Interrupted, OrchestratorError, UserError
 
 if TYPE_CHECKING:
-    from orchestrator.distill import Outcome
+    from orchestrator.distillation import Outcome
     from orchestrator.spec import Experiment
 
 app = typer.Typer(
@@ -76,7 +76,7 @@ def distill(
     """Train one student, or go on with a run that was cut off."""
     spec = _spec_to_run(experiment, overrides, resume=resume, new=new, storage=storage)
 
-    from orchestrator.distill import distill as run_distillation
+    from orchestrator.distillation import distill as run_distillation
 
     try:
         outcome = run_distillation(spec, new=new)

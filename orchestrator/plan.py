@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from orchestrator.data import describe_counts
-from orchestrator.distill import check_resources
+from orchestrator.distillation import check_resources
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.places import find_places
 from orchestrator.runs import open_run

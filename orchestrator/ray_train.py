@@ -35,8 +35,6 @@ DRIVER_ENVIRONMENT = {
     # Users' relative paths are made absolute in the driver, so workers may stay where they are.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # When the driver is killed, Ray's head goes at once but its two agents wait this long for it.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 
 

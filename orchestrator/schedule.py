@@ -21,7 +21,7 @@ def lr_factor(spec: ScheduleSpec, *, epoch: float, epochs: int) -> float:
         return warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, epoch / epochs)))
     if spec.kind == "step":
         # A milestone between two epochs acts from the next whole epoch, as MultiStepLR would;
-        # the 1e-9 is for products such as 0.55 x 20 = 11.000000000000002.
+        # the 1e-9 is for products such as 0.55 x 100 = 55.00000000000001.
         passed = sum(
             math.floor(epoch) + 1e-9 >= (milestone * epochs if milestone < 1 else milestone)
             for milestone in spec.milestones

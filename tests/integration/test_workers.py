@@ -12,7 +12,7 @@ from typing import Any
 import digits
 import pytest
 
-from orchestrator.distill import distill
+from orchestrator.distillation import distill
 from orchestrator.errors import Diverged, RunFailed, UserError
 from orchestrator.experiment_file import build_experiment
 

@@ -244,7 +244,7 @@ def test_a_stopped_command_prints_the_one_that_goes_on(
     experiment: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when it was stopped while the teacher was trained, and under the name of --new."""
-    from orchestrator.distill import distill
+    from orchestrator.distillation import distill
     from orchestrator.errors import Interrupted
     from orchestrator.experiment_file import load_experiment
     from orchestrator.runs import find_run

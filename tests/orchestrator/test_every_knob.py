@@ -104,6 +104,7 @@ KNOBS = [
     Knob("data.labels_per_class", 4, 5, base={"data.limit": None}),
     Knob("data.split_seed", 0, 1),
     Knob("data.seed", 0, 1),
+    Knob("data.seed", 0, 1, base={"data.augment": "none"}),  # decides the order alone, then
     Knob("data.on_error", "fail", "skip", base={**FOLDER, "data.path": "{files}/damaged"}),
     Knob("teacher.source", "tiny_networks:network", "tiny_networks:relu_network"),
     Knob("teacher.args", {"width": 15}, {"width": 16}, base=FIT),
@@ -213,6 +214,8 @@ ELSEWHERE = {
     "scaling.workers": "test_workers_and_their_resources_are_what_the_machine_is_asked_for",
     "scaling.cpus_per_worker": "test_workers_and_their_resources_are_what_the_machine_is_asked_for",
     "scaling.gpus_per_worker": "test_workers_and_their_resources_are_what_the_machine_is_asked_for",
+    "scaling.wait_s": "test_a_cluster_that_stays_too_small_is_given_up_after_the_wait",
+    "scaling.max_failures": "test_a_killed_worker_is_replaced_and_no_number_changes",
     "scaling.batch_norm": "test_batch_norm_is_synchronised_by_default_with_several_workers",
     "tracking.enabled": "test_places_follow_the_settings_of_tracking_and_storage",
     "tracking.uri": "test_places_follow_the_settings_of_tracking_and_storage",
@@ -221,8 +224,6 @@ ELSEWHERE = {
     "storage.path": "test_places_follow_the_settings_of_tracking_and_storage",
     "storage.keep": "test_as_many_checkpoints_are_kept_as_asked_for",
 }
-# Only a cluster that waits, and workers that die, turn these: see the integration tests.
-CLUSTER_ONLY = {"scaling.wait_s", "scaling.max_failures"}
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -242,8 +243,8 @@ def test_every_field_is_turned_here_or_by_a_test_that_exists() -> None:
     leaves = set(_leaves(Experiment))
     assert len(leaves) > 80
     turned = {knob.field for knob in KNOBS}
-    assert leaves - turned - set(ELSEWHERE) - CLUSTER_ONLY == set()
-    assert (turned | set(ELSEWHERE) | CLUSTER_ONLY) - leaves == set()
+    assert leaves - turned - set(ELSEWHERE) == set()
+    assert (turned | set(ELSEWHERE)) - leaves == set()
     assert turned & set(ELSEWHERE) == set()
     tests = {
         node.name
@@ -355,6 +356,20 @@ def test_the_same_setting_twice_records_the_same(
     first = runner.observe(repr({"seed": 3}))
     assert first == runner.observe(repr({"seed": 3, "data.seed": 0}))
     assert not isinstance(first, str)
+
+
+def test_the_seed_of_the_data_decides_augmentation_too(
+    runner: _Runner, files: Path, workplace: Path
+) -> None:
+    """With all images in one batch, their order moves the loss by no more than rounding."""
+    whole = {"train.batch_size": 50, "objective.method": "ce"}
+
+    def loss(seed: int, augment: str) -> float:
+        points, _ = runner.observe(repr({**whole, "data.seed": seed, "data.augment": augment}))
+        return float(points["train/loss", 1])
+
+    assert loss(0, "none") == pytest.approx(loss(1, "none"), rel=1e-6)
+    assert loss(0, "crop_flip") != pytest.approx(loss(1, "crop_flip"), rel=1e-4)
 
 
 def test_a_fit_has_no_use_for_the_scalars_rate(

@@ -19,7 +19,7 @@ from torch import Tensor
 from dcd_core import normalize
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 from orchestrator.data import load_dataset
-from orchestrator.distill import Outcome
+from orchestrator.distillation import Outcome
 from orchestrator.errors import Diverged, Interrupted
 from orchestrator.journal import Journal
 from orchestrator.spec import Experiment

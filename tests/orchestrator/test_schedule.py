@@ -44,7 +44,8 @@ def test_the_papers_imagenet_schedule_falls_after_30_60_and_90_epochs() -> None:
 @pytest.mark.parametrize(
     ("share", "epochs", "first"),
     [
-        (0.55, 20, 11),  # 0.55 * 20 is 11.000000000000002 in floating point
+        (0.55, 20, 11),
+        (0.55, 100, 55),  # 0.55 * 100 is 55.00000000000001 in floating point
         (0.29, 100, 29),  # and 0.29 * 100 is 28.999999999999996
         (0.5, 3, 2),  # 1.5 epochs: from the next whole epoch
         (0.7, 10, 7),

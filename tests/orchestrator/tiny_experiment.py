@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 from torch import nn
 
-from orchestrator.distill import Outcome, distill
+from orchestrator.distillation import Outcome, distill
 from orchestrator.experiment_file import build_experiment
 from orchestrator.journal import Journal
 from orchestrator.progress import Display
