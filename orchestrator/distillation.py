@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -19,7 +19,15 @@ from orchestrator.journal import Journal
 from orchestrator.places import Places, find_places
 from orchestrator.progress import Display
 from orchestrator.reporter import ProcessReporter
-from orchestrator.runs import Run, create_run, forget_run, locked, open_run, write_state
+from orchestrator.runs import (
+    Run,
+    create_run,
+    forget_run,
+    locked,
+    open_run,
+    wait_unlocked,
+    write_state,
+)
 from orchestrator.spec import Experiment, ScalingSpec
 from orchestrator.storage import Folder, check_writable
 from orchestrator.tracking import (
@@ -120,7 +128,11 @@ def _fit_teacher(fit: Inputs, places: Places, *, display: Display) -> Outcome:
     run = open_run(fit.experiment, places.storage, new=False)
     if run.state == "finished":
         return _finished(run)
+    wait_unlocked(run.folder, say=display.say)  # another command may be training the same teacher
     with _claimed(run, fit, display=display):
+        run = open_run(fit.experiment, places.storage, new=False)
+        if run.state == "finished":
+            return _finished(run)
         return _run(run, fit, None, places, role="teacher", display=display)
 
 
@@ -158,31 +170,27 @@ def _run(
             metrics = _train(run, inputs, teacher, places, display=display)
     except (Interrupted, KeyboardInterrupt):
         write_state(folder, "interrupted")
-        _close(tracker, folder, "KILLED", epochs=epochs, patience=_INTERRUPTED_PATIENCE_S)
+        if tracker is not None:
+            finish_request(folder, status="KILLED", metrics={}, tags={}, student=False)
+            tracker.close(_INTERRUPTED_PATIENCE_S)
         raise
     except BaseException as error:
         write_state(folder, "failed", message=str(error))
-        _close(
-            tracker,
-            folder,
-            "FAILED",
-            epochs=epochs,
-            error=str(error),
-            patience=_TRACKING_PATIENCE_S,
-        )
+        if tracker is not None:
+            tags = {"error": str(error)}
+            finish_request(folder, status="FAILED", metrics={}, tags=tags, student=False)
+            tracker.close(_TRACKING_PATIENCE_S)
         raise
-    write_state(folder, "finished")
     report = None
     if tracker is not None:
+        # Before the state, so that whatever happens between, `dcd sync` knows of the student.
+        finish_request(
+            folder, status="FINISHED", metrics=metrics, step=epochs, tags={}, student=True
+        )
+    write_state(folder, "finished")
+    if tracker is not None:
         with display.step(f"{experiment.name}: sending the student to MLflow"):
-            report = _close(
-                tracker,
-                folder,
-                "FINISHED",
-                epochs=epochs,
-                metrics=metrics,
-                patience=_TRACKING_PATIENCE_S,
-            )
+            report = tracker.close(_TRACKING_PATIENCE_S)
     return Outcome(experiment.name, folder, metrics, False, report)
 
 
@@ -275,26 +283,3 @@ def _start_tracking(
     tracker = Tracker(folder)
     tracker.start()
     return tracker
-
-
-def _close(
-    tracker: Tracker | None,
-    folder: Folder,
-    status: Literal["FINISHED", "FAILED", "KILLED"],
-    *,
-    epochs: int,
-    metrics: dict[str, float] | None = None,
-    error: str | None = None,
-    patience: float,
-) -> SyncReport | None:
-    if tracker is None:
-        return None
-    finish_request(
-        folder,
-        status=status,
-        metrics=metrics or {},
-        step=epochs,
-        tags={"error": error} if error else {},
-        student=metrics is not None,
-    )
-    return tracker.close(patience)

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import UserError
-from orchestrator.spec import Experiment
+from orchestrator.spec import METHOD_WEIGHTS, Experiment
 
 # Sections and fields that say where a run happens, not what it computes; see `identity`.
 _PLACEMENT_SECTIONS = ("tracking", "storage")
@@ -69,8 +69,16 @@ def build_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
 
 
 def changed(experiment: Experiment, updates: Mapping[str, Any]) -> Experiment:
-    """A copy of an experiment with dotted fields changed, validated again."""
+    """A copy of an experiment with dotted fields changed, validated again.
+
+    Another method brings its own weights: those that the old one had set are dropped.
+    """
     values = experiment.model_dump()
+    objective = values["objective"]
+    if updates.get("objective.method", objective["method"]) != objective["method"]:
+        for key, default in METHOD_WEIGHTS[objective["method"]].items():
+            if objective[key] == (default or 0.0):
+                del objective[key]
     for path, value in updates.items():
         _set(values, path.split("."), value, path)
     return build_experiment(values, where="the changed experiment")

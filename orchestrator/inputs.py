@@ -216,6 +216,7 @@ def _fit_experiment(experiment: Experiment, spec: TeacherSpec) -> Experiment:
     """The experiment that trains the teacher: plain cross entropy, where the student's will run."""
     fit = spec.fit
     assert fit is not None
+    _check_same_cuts(experiment, fit)
     data = experiment.data.model_dump() | fit.data
     if spec.normalize is not None:
         data["normalize"] = spec.normalize.model_dump()
@@ -234,6 +235,18 @@ def _fit_experiment(experiment: Experiment, spec: TeacherSpec) -> Experiment:
         "storage": experiment.storage.model_dump(),
     }
     return build_experiment(values, where="teacher.fit")
+
+
+def _check_same_cuts(experiment: Experiment, fit: FitSpec) -> None:
+    """Refuse cuts that would let the teacher see the student's validation or test images."""
+    own = experiment.data.model_dump()
+    elsewhere = any(fit.data.get(key, own[key]) != own[key] for key in ("source", "path"))
+    for key in ("split_seed", "test_fraction", "val_fraction"):
+        if not elsewhere and fit.data.get(key, own[key]) != own[key]:
+            raise UserError(
+                f"teacher.fit.data.{key}: differs from data.{key}, so the teacher would be trained "
+                "on the student's validation or test images: drop it"
+            )
 
 
 def _fit_hash(fit: Inputs) -> str:

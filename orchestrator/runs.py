@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.errors import UserError
@@ -136,6 +137,20 @@ def locked(folder: Folder) -> Iterator[None]:
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
         yield
+
+
+def wait_unlocked(folder: Folder, *, say: Callable[[str], None]) -> None:
+    """Wait while another process writes a run, saying so once."""
+    said = False
+    while True:
+        try:
+            with locked(folder):
+                return
+        except UserError as error:
+            if not said:
+                say(f"waiting: {error}".removesuffix(": wait for it, or use --new"))
+                said = True
+            time.sleep(1.0)
 
 
 def _show(values: dict[str, Any], key: str) -> str:
