@@ -14,7 +14,7 @@ from orchestrator.experiment_file import build_experiment, identity_hash
 from orchestrator.loop import PixelStatistics
 from orchestrator.places import tracking_place
 from orchestrator.sources import build_student, build_teacher, check_classes
-from orchestrator.spec import Experiment, FitSpec, StudentSpec, TeacherSpec
+from orchestrator.spec import Experiment, FitSpec, Normalization, StudentSpec, TeacherSpec
 from orchestrator.student_model import read_package, read_weights
 from orchestrator.torchvision_source import weights_facts
 from orchestrator.worker import as_pixels, example_images, feature_layers, student_pixels
