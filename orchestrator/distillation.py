@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from orchestrator.checkpoints import Checkpoints
+from orchestrator.data import describe_counts
 from orchestrator.environment import describe_environment, git_commit
 from orchestrator.errors import Interrupted, UserError
 from orchestrator.experiment_file import flatten
@@ -185,7 +187,12 @@ def _run(
     if tracker is not None:
         # Before the state, so that whatever happens between, `dcd sync` knows of the student.
         finish_request(
-            folder, status="FINISHED", metrics=metrics, step=epochs, tags={}, student=True
+            folder,
+            status="FINISHED",
+            metrics=_final_metrics(metrics),
+            step=epochs,
+            tags={},
+            student=True,
         )
     write_state(folder, "finished")
     if tracker is not None:
@@ -269,11 +276,18 @@ def _start_tracking(
             "dcd.role": role,
             "dcd.run_folder": folder.location,
             "git.commit": git_commit() or "unknown",
+            "mlflow.note.content": _note(experiment, teacher),
         },
         params={key: str(value) for key, value in flatten(values).items()},
         texts={
             "spec.yaml": yaml.safe_dump(values, sort_keys=False),
             "environment.txt": describe_environment(),
+        },
+        dataset={
+            "name": experiment.data.source,
+            "digest": inputs.dataset.fingerprint,
+            "source": experiment.data.path or experiment.data.source,
+            "profile": json.dumps({"counts": describe_counts(inputs.dataset)}),
         },
         artifact_root=places.artifact_root,
         parent_run_id=None,
@@ -283,3 +297,28 @@ def _start_tracking(
     tracker = Tracker(folder)
     tracker.start()
     return tracker
+
+
+def _final_metrics(result: Mapping[str, float]) -> dict[str, float]:
+    """What the end adds to the curves; there, `val/top1` is each epoch's and not the best."""
+    known = ("val/top1", "val/top1_last")
+    final = {
+        key: value
+        for key, value in result.items()
+        if key not in known and not key.startswith("teacher/val")
+    }
+    return final | {"val/top1_best": result["val/top1"]}
+
+
+def _note(experiment: Experiment, teacher: Teacher | None) -> str:
+    """The run's description in the UI: what it is, and what to look at."""
+    student, method = experiment.student.source, experiment.objective.method
+    taught = f" from **{teacher.spec.source}**" if teacher is not None else ""
+    curves = "`train/*` are the unweighted terms of the loss, `val/top1` the student's accuracy (%)"
+    if experiment.objective.dcd_weight > 0:
+        curves += ", `dcd/temperature` and `dcd/bias` what the contrast has learned"
+    return (
+        f"**{student}** trained with **{method}**{taught}.\n\n"
+        f"By epoch: {curves}. At the end: `test/top1` of the student with the best validation "
+        "accuracy, which is also the logged model. `spec.yaml` under Artifacts repeats the run."
+    )

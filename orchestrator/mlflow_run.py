@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable
@@ -13,12 +14,15 @@ from orchestrator.mlflow_client import Unsent, is_http
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import RunInfo
+    from mlflow.entities import DatasetInput, RunInfo
 
 logger = logging.getLogger(__name__)
 
 KEY_TAG = "dcd.key"
 """Tag by which a run is found again when its id was lost in a crash."""
+
+# Opens the experiment in the UI's view for training, not for language models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 # Limits of MLflow's batch call.
 _MAX_METRICS = 1000
@@ -67,13 +71,15 @@ def create_run(client: MlflowClient, request: dict[str, Any]) -> RunInfo:
 
 
 def describe_run(client: MlflowClient, run_id: str, request: dict[str, Any]) -> None:
-    """Send parameters, tags and texts."""
+    """Send parameters, tags, the data set's description and texts."""
     from mlflow.entities import Param, RunTag
 
     params = [Param(name, value) for name, value in request["params"].items()]
     for start in range(0, len(params), _MAX_PARAMS):
         client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
     client.log_batch(run_id, tags=[RunTag(*item) for item in request["tags"].items()])
+    if request["dataset"] is not None:
+        client.log_inputs(run_id, datasets=[_dataset_input(request["dataset"])])
     for path, text in request["texts"].items():
         client.log_text(run_id, text, path)
 
@@ -111,6 +117,19 @@ def end_run(client: MlflowClient, run_id: str, finish: dict[str, Any]) -> None:
     client.set_terminated(run_id, finish["status"], finish["time_ms"])
 
 
+def _dataset_input(values: dict[str, str]) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=values["name"],
+        digest=values["digest"],
+        source_type="local",
+        source=json.dumps({"uri": values["source"]}),
+        profile=values["profile"],
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
 def _ensure_experiment(client: MlflowClient, request: dict[str, Any]) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -121,7 +140,7 @@ def _ensure_experiment(client: MlflowClient, request: dict[str, Any]) -> str:
         if root is not None and not is_http(request["uri"]):
             location = str(Path(root, re.sub(r"[^A-Za-z0-9._-]", "_", name)))
         try:
-            client.create_experiment(name, artifact_location=location)
+            client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
         except MlflowException as error:  # another run may have been quicker
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

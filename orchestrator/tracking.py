@@ -51,6 +51,7 @@ def request_tracking(
     tags: Mapping[str, Any],
     params: Mapping[str, Any],
     texts: Mapping[str, str],
+    dataset: Mapping[str, str] | None = None,
     artifact_root: str | None = None,
     parent_run_id: str | None = None,
     register: str | None = None,
@@ -68,6 +69,7 @@ def request_tracking(
         tags: tags of the run; values become strings.
         params: parameters of the run; values become strings.
         texts: text artifacts, artifact path -> text.
+        dataset: ``name``, ``digest``, ``source`` and ``profile`` (JSON) of the data set.
         artifact_root: where a new experiment keeps its artifacts when `uri` is a database; a server
             decides for itself.
         parent_run_id: MLflow run that this one is shown under.
@@ -100,6 +102,7 @@ def request_tracking(
             "tags": {name: str(value) for name, value in all_tags.items()},
             "params": previous["params"] if again else {k: str(v) for k, v in params.items()},
             "texts": dict(texts),
+            "dataset": None if dataset is None else dict(dataset),
         },
     )
 
