@@ -1,0 +1,123 @@
+"""The README's commands as they stand, in a copy of what a newcomer has."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import digits
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from orchestrator import load_student
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:mlflow"),
+]
+
+SHARED = digits.REPOSITORY.parent / "shared" / "cifar10"
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the examples, in which the command behind `make demo` has run."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    shutil.copytree(digits.REPOSITORY / "examples", folder / "examples")
+    makefile = (digits.REPOSITORY / "Makefile").read_text()
+    assert "@$(BIN)/python examples/demo.py" in makefile.split("\ndemo:")[1].split("\n\n")[0]
+    demo = subprocess.run(
+        [sys.executable, "examples/demo.py"],
+        cwd=folder,
+        env=digits.environment(PYTHONPATH=str(digits.REPOSITORY)),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert demo.returncode == 0, demo.stderr
+    (folder / "demo.txt").write_text(demo.stdout)
+    return folder
+
+
+def test_the_demo_shows_that_distillation_pays(newcomer: Path) -> None:
+    text = (newcomer / "demo.txt").read_text()
+    top1 = {
+        name: float(re.search(rf"{re.escape(name)} .*?(\d+\.\d) %", text)[1])  # type: ignore[index]
+        for name in ("teacher", "student, labels only", "student, DCD + KD")
+    }
+    assert top1["teacher"] > 95
+    assert top1["student, DCD + KD"] > top1["student, labels only"] + 10
+    assert re.search(r"resnet8x4 .* 1,210,410", text)
+    assert "dcd ui" in text
+
+
+def test_the_commands_of_the_readme_work_after_the_demo(newcomer: Path) -> None:
+    assert "finished" in digits.run(newcomer, "plan", "examples/digits.yaml")
+    output = digits.run(newcomer, "distill", "examples/digits.yaml")
+    assert "digits is already finished" in output
+    assert "already finished" in digits.run(newcomer, "distill", "--resume", "digits")
+    assert "nothing to send" in digits.run(newcomer, "sync")
+    schema = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "schema"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(schema.stdout)["title"] == "Experiment"
+
+
+def test_the_doctor_finds_a_healthy_machine(newcomer: Path) -> None:
+    output = digits.run(newcomer, "doctor")
+    for subject in ("versions", "devices", "storage", "ray", "mlflow", "storage on nodes"):
+        assert re.search(rf"^ok +{subject} ", output, re.M), output
+    assert "FAIL" not in output
+
+
+def test_the_doctor_names_what_is_wrong(workplace: Path) -> None:
+    doctor = digits.start(workplace, "doctor", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert doctor.wait(120) == 1
+    assert re.search(
+        r"^FAIL +mlflow +http://127.0.0.1:9: ", (workplace / "output.txt").read_text(), re.M
+    )
+
+
+def test_the_student_of_the_demo_loads_in_every_way(newcomer: Path) -> None:
+    folder = newcomer / "dcd_runs" / "digits"
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = load_student(str(folder), with_normalization=True)(images)
+    assert logits.shape == (3, 10)
+    state = json.loads((folder / "tracking" / "state.json").read_text())
+    mlflow.set_tracking_uri(f"sqlite:///{newcomer / 'mlflow.db'}")
+    try:
+        uri = f"models:/{state['model']['id']}"
+        served = mlflow.pyfunc.load_model(uri).predict(images.numpy())
+        exported = mlflow.pytorch.load_model(uri)(images)
+    finally:
+        mlflow.set_tracking_uri(None)
+    np.testing.assert_allclose(np.asarray(served), logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(exported.detach().numpy(), logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no real CIFAR-10 images beside this repository")
+def test_a_foreign_teacher_keeps_its_accuracy_and_teaches(workplace: Path) -> None:
+    shutil.copytree(digits.REPOSITORY / "examples", workplace / "examples")
+    output = digits.run(
+        workplace,
+        "distill",
+        "examples/cifar10_foreign_teacher.yaml",
+        "--set", f"data.path={SHARED}/train-*.parquet",
+        "--set", f"data.test_path={SHARED}/test.parquet",
+        "--set", f"teacher.checkpoint={SHARED}/teacher_resnet56.th",
+        "--set", "scaling.cpus_per_worker=1",
+    )  # fmt: skip
+    assert re.search(r"^teacher +89\.\d\d % +83\.15 %$", output, re.M), output
+    result = json.loads((workplace / "dcd_runs/cifar10-foreign-teacher/result.json").read_text())
+    assert result["teacher/test_top1"] == pytest.approx(83.15)
+    assert result["test/top1"] > 20
