@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from orchestrator.errors import RunFailed
 from orchestrator.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,25 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then delete those that need not be kept any more."""
+        """Write a checkpoint, then delete those that need not be kept any more.
+
+        Raises:
+            RunFailed: the disk is full or the folder cannot be written; older ones are whole.
+        """
         buffer = io.BytesIO()
         torch.save(checkpoint._asdict() | {"best": tuple(checkpoint.best)}, buffer)
         content = buffer.getvalue()
         name = _name(checkpoint.epoch)
-        self._folder.write(f"{name}.pt", content)
-        self._folder.write_json(f"{name}.json", {"sha256": hashlib.sha256(content).hexdigest()})
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            self._folder.write(f"{name}.pt", content)
+            self._folder.write_json(f"{name}.json", {"sha256": digest})
+        except OSError as error:
+            raise RunFailed(
+                f"the checkpoint of epoch {checkpoint.epoch} could not be written to "
+                f"{self._folder.location}: {error.strerror or error}. Older ones are whole: make "
+                "room, and the same command goes on from the newest"
+            ) from error
         epochs = self.epochs()
         kept = {*epochs[-self._keep :], checkpoint.best.epoch}
         for epoch in set(epochs) - kept:

@@ -30,7 +30,7 @@ from dcd_core import (
 )
 from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
 from orchestrator.data import ImageSet
-from orchestrator.errors import Diverged
+from orchestrator.errors import Diverged, RunFailed
 from orchestrator.reporter import Ranks, Reporter
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def train(
     ranks = reporter.ranks
     # The scale of fp16 gradients is found by the scaler, which skips the steps that overflow.
     scaler = torch.amp.GradScaler(ranks.device.type) if recipe.precision == torch.float16 else None
-    done = checkpoints.latest()
+    done = _newest(checkpoints, ranks)
     if done is not None:
         distiller.load_state_dict(done.state["distiller"])
         optimizer.load_state_dict(done.state["optimizer"])
@@ -321,6 +321,23 @@ def _teach(
     with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
         output = teacher(inputs)
     return output.logits[: len(images)], output.features[: len(images)]
+
+
+def _newest(checkpoints: Checkpoints, ranks: Ranks) -> Checkpoint | None:
+    """The newest checkpoint that rank 0 finds whole: all ranks must go on from the same."""
+    done = checkpoints.latest() if ranks.rank == 0 else None
+    if ranks.size == 1:
+        return done
+    epoch = [done.epoch if done is not None else None]
+    dist.broadcast_object_list(epoch, src=0)
+    if ranks.rank == 0 or epoch[0] is None:
+        return done
+    found = checkpoints.load(epoch[0])
+    if found is None:
+        raise RunFailed(
+            f"rank {ranks.rank} cannot read the checkpoint of epoch {epoch[0]} that rank 0 reads"
+        )
+    return found
 
 
 def _across_ranks(distiller: Distiller, images: Tensor, *, ranks: Ranks) -> nn.Module:

@@ -17,7 +17,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
-from orchestrator.errors import Diverged, RunFailed, UserError
+from orchestrator.errors import Diverged, OrchestratorError, RunFailed, UserError
 from orchestrator.journal import RESTARTS, Journal
 from orchestrator.reporter import Ranks
 from orchestrator.spec import ScalingSpec
@@ -36,6 +36,13 @@ DRIVER_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+
+
+_RETURNED: dict[str, type[OrchestratorError]] = {
+    kind.__name__: kind for kind in (UserError, Diverged)
+}
+"""Errors that all ranks raise alike and that would only repeat. Workers return them, for Ray would
+replace one that raises; any other error ends all workers, and another attempt may help."""
 
 
 class WorkerResources(NamedTuple):
@@ -161,10 +168,8 @@ def train_on_ray(work: Work, shared: Shared, resources: WorkerResources) -> dict
         ),
     )
     outcome = _fit(trainer)
-    if outcome.get("error") == "user":
-        raise UserError(outcome["message"])
-    if outcome.get("error") == "diverged":
-        raise Diverged(outcome["message"])
+    if "error" in outcome:
+        raise _RETURNED[outcome["error"]](outcome["message"])
     metrics: dict[str, float] = outcome["metrics"]
     return metrics
 
@@ -220,18 +225,13 @@ class _RayReporter:
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs.
-
-    Errors that would only repeat are returned: Ray would replace a worker that raises.
-    """
+    """What each Ray Train worker runs."""
     torch.set_num_threads(config["threads"])
     shared = Shared(*ray.get(config["shared"]))
     try:
         return {"metrics": run_work(config["work"], shared, _RayReporter())}
-    except UserError as error:
-        return {"error": "user", "message": str(error)}
-    except Diverged as error:
-        return {"error": "diverged", "message": str(error)}
+    except tuple(_RETURNED.values()) as error:
+        return {"error": type(error).__name__, "message": str(error)}
 
 
 def _fit(trainer: TorchTrainer) -> dict[str, Any]:
@@ -261,6 +261,8 @@ def _cause(error: BaseException) -> str:
     if failures:
         rank, failure = min(failures.items())
         cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, OrchestratorError):
+            return str(cause)
         last = str(cause).strip().splitlines()[-1] if str(cause).strip() else ""
         return f"worker {rank} failed: {type(cause).__name__}: {last}"
     return f"Ray Train failed: {str(error).strip().splitlines()[-1] if str(error) else error!r}"

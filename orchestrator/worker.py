@@ -6,6 +6,7 @@ import logging
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -77,31 +78,26 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     experiment, dataset, ranks = work.experiment, shared.dataset, reporter.ranks
     validation = Images.of(dataset.val)
     pixels = student_pixels(experiment.data, dataset)
-    layers = feature_layers(experiment.objective)
+    networks = error = None
+    try:
+        networks = _build_networks(work, shared, pixels, ranks)
+    except UserError as raised:
+        error = str(raised)
+    # Were only some ranks to give up, the others would wait for them for ever.
+    for message in _of_all_ranks(error, ranks):
+        if message is not None:
+            raise UserError(message)
+    assert networks is not None
+    student, teacher = networks
 
-    teacher = None
     teacher_metrics: dict[str, float] = {}
-    if work.teacher is not None and work.teacher_pixels is not None:
-        teacher = build_teacher(
-            work.teacher,
-            num_classes=work.teacher_classes or dataset.num_classes,
-            images_example=example_images(dataset, work.teacher_pixels),
-            feature_layer=layers["teacher"],
-            state=shared.teacher_state,
-        ).to(ranks.device)
+    if teacher is not None:
+        assert work.teacher is not None and work.teacher_pixels is not None
         scores = loop.evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
         teacher_metrics = _teacher_scores("val", scores)
         check_teacher(scores.top1, dataset, min_top1=work.teacher.min_top1)
     reporter.report({0: teacher_metrics} if teacher_metrics else {})
 
-    student = build_student(
-        experiment.student,
-        num_classes=dataset.num_classes,
-        images_example=example_images(dataset, pixels),
-        seed=experiment.seed,
-        feature_layer=layers["student"],
-        state=shared.student_state,
-    ).to(ranks.device)
     if ranks.size > 1 and experiment.scaling.synchronised:
         synchronise_batch_norm(student)
     distiller = build_distiller(
@@ -141,6 +137,41 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         _leave_student(work, distiller, dataset, pixels=pixels, metrics=result)
         work.run.write_json("result.json", result)
     return result
+
+
+def _build_networks(
+    work: Work, shared: Shared, pixels: PixelStatistics, ranks: Ranks
+) -> tuple[FeatureModel, FeatureModel | None]:
+    """Student and teacher on this rank's device."""
+    experiment, dataset = work.experiment, shared.dataset
+    layers = feature_layers(experiment.objective)
+    teacher = None
+    if work.teacher is not None and work.teacher_pixels is not None:
+        teacher = build_teacher(
+            work.teacher,
+            num_classes=work.teacher_classes or dataset.num_classes,
+            images_example=example_images(dataset, work.teacher_pixels),
+            feature_layer=layers["teacher"],
+            state=shared.teacher_state,
+        ).to(ranks.device)
+    student = build_student(
+        experiment.student,
+        num_classes=dataset.num_classes,
+        images_example=example_images(dataset, pixels),
+        seed=experiment.seed,
+        feature_layer=layers["student"],
+        state=shared.student_state,
+    ).to(ranks.device)
+    return student, teacher
+
+
+def _of_all_ranks(value: str | None, ranks: Ranks) -> list[str | None]:
+    """Every rank's value, on every rank."""
+    if ranks.size == 1:
+        return [value]
+    values: list[str | None] = [None] * ranks.size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def student_pixels(spec: DataSpec, dataset: Dataset) -> PixelStatistics:
