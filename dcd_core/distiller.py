@@ -21,15 +21,6 @@ _SHORTEST = 1e-6
 """Embeddings shorter than this are not stretched to unit length: at 0 there is no direction, and
 the gradient of the normalisation grows as 1 / length."""
 
-_HAS_STATISTICS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
-
 
 class DistillerOutput(NamedTuple):
     """What a ``Distiller`` returns; without heads, all but the logits are None."""
@@ -167,22 +158,18 @@ class Distiller(nn.Module):
         """The student's output, for no images too.
 
         Synchronised BatchNorm needs every rank in its collectives, and can do with no rows. Any
-        other student runs on blank images, whose rows are then dropped: many layers refuse an empty
-        batch. Running statistics are left alone meanwhile.
+        other student is not run: many layers refuse an empty batch, and on made-up images one could
+        divide by zero, which turns the zero gradients into NaN.
         """
         if images.shape[0] > 0 or is_synchronised(self.student):
             output: ModelOutput = self.student(images)
             return output
-        training = [m for m in self.student.modules() if isinstance(m, _HAS_STATISTICS)]
-        training = [m for m in training if m.training]
-        for module in training:
-            module.eval()
-        try:
-            output = self.student(images.new_zeros(2, *images.shape[1:]))
-        finally:
-            for module in training:
-                module.train()
-        return ModelOutput(output.logits[:0], output.features[:0])
+        # DDP waits for a gradient of every parameter: the sum over no element gives zeros.
+        zero = images.new_zeros(())
+        for parameter in self.student.parameters():
+            zero = zero + parameter.reshape(-1)[:0].sum()
+        logits = images.new_zeros(0, self.student.num_classes) + zero
+        return ModelOutput(logits, images.new_zeros(0, self.student.feature_dim) + zero)
 
 
 @full_precision

@@ -1,4 +1,4 @@
-"""Distil a student on real handwritten digits, and set it beside the same student without a teacher.
+"""Distil a student on real handwritten digits, and set it beside one that had labels alone.
 
 Run by `make demo`. Needs no network, no GPU and no account. It does through the library what
 `dcd distill examples/digits.yaml` does on the command line; finished runs are found again, so a

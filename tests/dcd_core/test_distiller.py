@@ -309,3 +309,26 @@ def test_a_rank_without_rows_has_zero_gradients_and_untouched_statistics(name: s
             assert parameter.grad.abs().max() == 0, key
     torch.testing.assert_close(dict(distiller.state_dict()), dict(before), rtol=0, atol=0)
     assert all(module.training for module in distiller.modules())
+
+
+class _Standardises(nn.Module):
+    """Divides each image by its own standard deviation, which a blank image does not have."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images / images.std((1, 2, 3), keepdim=True))
+        return logits
+
+
+def test_a_rank_without_rows_has_zero_gradients_whatever_blank_images_would_give() -> None:
+    model = _Standardises(tiny_distiller().student.model)
+    distiller = Distiller(FeatureModel(model, images_example=BATCH.images), teacher_dim=None)
+    output = distiller(BATCH.images[:0])
+    assert output.logits.shape == (0, 5)
+    output.logits.sum().backward()
+    for key, parameter in distiller.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().max() == 0, key
