@@ -21,6 +21,7 @@ from orchestrator.journal import Journal
 from orchestrator.places import Places, find_places
 from orchestrator.progress import Display
 from orchestrator.reporter import ProcessReporter
+from orchestrator.resources import joins_cluster, local_resources
 from orchestrator.runs import (
     Run,
     create_run,
@@ -105,8 +106,6 @@ def check_resources(scaling: ScalingSpec) -> None:
     """Refuse more workers or GPUs than a Ray on this machine alone would have."""
     if scaling.workers == 0:
         return
-    from orchestrator.ray_train import joins_cluster, local_resources
-
     if not joins_cluster():
         local_resources(scaling)
 
@@ -221,12 +220,7 @@ def _train(
             torch.set_num_threads(experiment.scaling.cpus_per_worker)
         return run_work(work, shared, ProcessReporter(Journal(run.folder), device=device))
 
-    from orchestrator.ray_train import (
-        cluster_resources,
-        joins_cluster,
-        local_resources,
-        train_on_ray,
-    )
+    from orchestrator.ray_train import cluster_resources, train_on_ray
 
     if joins_cluster():
         resources = cluster_resources(

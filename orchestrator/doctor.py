@@ -12,6 +12,7 @@ import torch
 from orchestrator.environment import package_versions
 from orchestrator.errors import OrchestratorError
 from orchestrator.places import Places, find_places
+from orchestrator.resources import joins_cluster
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder, check_writable
 
@@ -52,7 +53,7 @@ def _ray(experiment: Experiment, places: Places) -> Iterator[Finding]:
     """Ray, and what only a worker can tell: tracking and storage as seen from there."""
     import ray
 
-    from orchestrator.ray_train import joins_cluster, ray_session
+    from orchestrator.ray_train import ray_session
 
     try:
         with ray_session():

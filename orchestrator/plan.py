@@ -12,6 +12,7 @@ from orchestrator.data import describe_counts
 from orchestrator.distillation import check_resources
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.places import find_places
+from orchestrator.resources import joins_cluster, local_resources
 from orchestrator.runs import open_run
 from orchestrator.spec import Experiment
 from orchestrator.worker import build_distiller
@@ -53,8 +54,6 @@ def _workers(experiment: Experiment) -> str:
     if scaling.workers == 0:
         gpu = scaling.gpus_per_worker != 0 and torch.cuda.is_available()
         return f"0: in this process, on the {'GPU' if gpu else 'CPU'}, without Ray"
-    from orchestrator.ray_train import joins_cluster, local_resources
-
     norm = "synchronised" if scaling.synchronised else "local"
     if joins_cluster():
         return f"{scaling.workers} on the cluster of RAY_ADDRESS, BatchNorm {norm}"

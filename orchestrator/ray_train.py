@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import ray.train
@@ -20,6 +19,14 @@ from ray.train.torch import TorchTrainer, get_device
 from orchestrator.errors import Diverged, OrchestratorError, RunFailed, UserError
 from orchestrator.journal import RESTARTS, Journal
 from orchestrator.reporter import Ranks
+from orchestrator.resources import (
+    Node,
+    WorkerResources,
+    describe_need,
+    describe_nodes,
+    joins_cluster,
+    per_worker,
+)
 from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
 from orchestrator.worker import Shared, Work, run_work
@@ -43,13 +50,6 @@ _RETURNED: dict[str, type[OrchestratorError]] = {
 }
 """Errors that all ranks raise alike and that would only repeat. Workers return them, for Ray would
 replace one that raises; any other error ends all workers, and another attempt may help."""
-
-
-class WorkerResources(NamedTuple):
-    """What each worker asks of Ray."""
-
-    cpus: int
-    gpus: float
 
 
 @contextmanager
@@ -79,24 +79,6 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def joins_cluster() -> bool:
-    """Whether a running cluster is used."""
-    return bool(os.environ.get("RAY_ADDRESS"))
-
-
-def local_resources(scaling: ScalingSpec) -> WorkerResources:
-    """Resources per worker when Ray runs on this machine alone.
-
-    Raises:
-        UserError: the machine does not have them.
-    """
-    cpus, gpus = _cpu_count(), torch.cuda.device_count()
-    resources = _per_worker(scaling, nodes=[(cpus, gpus)])
-    if resources is None:
-        raise UserError(f"{_missing(scaling)}, but this machine has {_have([(cpus, gpus)])}")
-    return resources
-
-
 def cluster_resources(
     scaling: ScalingSpec, *, say: Callable[[str], None], storage_is_default: bool
 ) -> WorkerResources:
@@ -115,18 +97,22 @@ def cluster_resources(
                 f"storage.path: not set, and the cluster has {len(nodes)} nodes: name a folder "
                 "that all of them reach (a shared mount or a URI such as s3://bucket/dcd)"
             )
-        sizes = [(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0)) for n in nodes]
-        resources = _per_worker(scaling, nodes=sizes)
+        sizes = [
+            Node(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0.0)) for n in nodes
+        ]
+        resources = per_worker(scaling, sizes)
         if resources is not None:
             return resources
         if not said:
-            say(f"waiting for the cluster: {_missing(scaling)}, it has {_have(sizes)}")
+            say(
+                f"waiting for the cluster: {describe_need(scaling)}, it has {describe_nodes(sizes)}"
+            )
             _ask_for(scaling)
             said = True
         if time.monotonic() > deadline:
             raise RunFailed(
-                f"after {scaling.wait_s:g} s the cluster still has {_have(sizes)}, but "
-                f"{_missing(scaling)} (scaling.wait_s sets how long to wait)"
+                f"after {scaling.wait_s:g} s the cluster still has {describe_nodes(sizes)}, but "
+                f"{describe_need(scaling)} (scaling.wait_s sets how long to wait)"
             )
         time.sleep(min(2.0, max(0.1, deadline - time.monotonic())))
 
@@ -266,45 +252,6 @@ def _cause(error: BaseException) -> str:
         last = str(cause).strip().splitlines()[-1] if str(cause).strip() else ""
         return f"worker {rank} failed: {type(cause).__name__}: {last}"
     return f"Ray Train failed: {str(error).strip().splitlines()[-1] if str(error) else error!r}"
-
-
-def _per_worker(scaling: ScalingSpec, *, nodes: list[tuple[int, float]]) -> WorkerResources | None:
-    """Resources per worker such that all fit on the nodes' (CPUs, GPUs); None if they cannot."""
-    has_gpus = any(gpus >= 1 for _, gpus in nodes)
-    gpus = scaling.gpus_per_worker
-    if gpus == "auto":
-        gpus = 1.0 if has_gpus else 0.0
-    if scaling.cpus_per_worker == "auto":
-        share = max(1, sum(cpus for cpus, _ in nodes) // scaling.workers)
-        wanted = range(share, 0, -1)
-    else:
-        wanted = range(scaling.cpus_per_worker, scaling.cpus_per_worker - 1, -1)
-    for cpus in wanted:
-        places = sum(
-            min(c // cpus, math.floor(g / gpus + 1e-9) if gpus else c // cpus) for c, g in nodes
-        )
-        if places >= scaling.workers:
-            return WorkerResources(cpus, float(gpus))
-    return None
-
-
-def _cpu_count() -> int:
-    """Cores that this process may use; not all systems tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _missing(scaling: ScalingSpec) -> str:
-    cpus = 1 if scaling.cpus_per_worker == "auto" else scaling.cpus_per_worker
-    gpus = 0 if scaling.gpus_per_worker == "auto" else scaling.gpus_per_worker
-    text = f"scaling.workers: {scaling.workers} workers of {cpus} CPU"
-    return text + (f" and {gpus:g} GPU are needed" if gpus else " are needed")
-
-
-def _have(nodes: list[tuple[int, float]]) -> str:
-    cpus, gpus = sum(c for c, _ in nodes), sum(g for _, g in nodes)
-    return f"{cpus} CPU and {gpus:g} GPU" + (f" on {len(nodes)} nodes" if len(nodes) > 1 else "")
 
 
 def _ask_for(scaling: ScalingSpec) -> None:

@@ -1,0 +1,90 @@
+"""What each worker asks for, and whether the machines at hand have it. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from orchestrator.errors import UserError
+from orchestrator.spec import ScalingSpec
+
+
+class Node(NamedTuple):
+    """One machine."""
+
+    cpus: int
+    gpus: float
+
+
+class WorkerResources(NamedTuple):
+    """What each worker asks for."""
+
+    cpus: int
+    gpus: float
+
+
+def joins_cluster() -> bool:
+    """Whether a running cluster is used: the one that RAY_ADDRESS names."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def local_resources(scaling: ScalingSpec) -> WorkerResources:
+    """Resources per worker on this machine alone.
+
+    Raises:
+        UserError: the machine does not have them.
+    """
+    nodes = [Node(_cpu_count(), torch.cuda.device_count())]
+    resources = per_worker(scaling, nodes)
+    if resources is None:
+        raise UserError(f"{describe_need(scaling)}, but this machine has {describe_nodes(nodes)}")
+    return resources
+
+
+def per_worker(scaling: ScalingSpec, nodes: Sequence[Node]) -> WorkerResources | None:
+    """The most that each worker can have such that all of them fit; None when they cannot.
+
+    With `gpus_per_worker: auto`, each has one GPU where any machine has one.
+    """
+    gpus = scaling.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
+    if scaling.cpus_per_worker == "auto":
+        share = max(1, sum(node.cpus for node in nodes) // scaling.workers)
+        candidates = list(range(share, 0, -1))
+    else:
+        candidates = [scaling.cpus_per_worker]
+    for cpus in candidates:
+        # The small number is for shares such as 3 x 0.3333.
+        places = sum(
+            min(node.cpus // cpus, math.floor(node.gpus / gpus + 1e-3) if gpus else node.cpus)
+            for node in nodes
+        )
+        if places >= scaling.workers:
+            return WorkerResources(cpus, float(gpus))
+    return None
+
+
+def describe_need(scaling: ScalingSpec) -> str:
+    """What is asked for, as the beginning of a sentence."""
+    cpus = 1 if scaling.cpus_per_worker == "auto" else scaling.cpus_per_worker
+    gpus = 0 if scaling.gpus_per_worker == "auto" else scaling.gpus_per_worker
+    text = f"scaling.workers: {scaling.workers} workers of {cpus} CPU"
+    return text + (f" and {gpus:g} GPU are needed" if gpus else " are needed")
+
+
+def describe_nodes(nodes: Sequence[Node]) -> str:
+    """What there is."""
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return f"{cpus} CPU and {gpus:g} GPU" + (f" on {len(nodes)} nodes" if len(nodes) > 1 else "")
+
+
+def _cpu_count() -> int:
+    """Cores that this process may use; not all systems tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
