@@ -66,7 +66,9 @@ class Checkpoints:
         digest = hashlib.sha256(content).hexdigest()
         try:
             self._folder.write(f"{name}.pt", content)
-            self._folder.write_json(f"{name}.json", {"sha256": digest})
+            self._folder.write_json(
+                f"{name}.json", {"sha256": digest, "best_epoch": checkpoint.best.epoch}
+            )
         except OSError as error:
             raise RunFailed(
                 f"the checkpoint of epoch {checkpoint.epoch} could not be written to "
@@ -74,7 +76,9 @@ class Checkpoints:
                 "room, and the same command goes on from the newest"
             ) from error
         epochs = self.epochs()
-        kept = {*epochs[-self._keep :], checkpoint.best.epoch}
+        newest = epochs[-self._keep :]
+        # The best of each kept one: should the newest be damaged, the one before needs its own.
+        kept = {*newest, *(self._manifest(epoch).get("best_epoch") for epoch in newest)}
         for epoch in set(epochs) - kept:
             self._folder.delete(f"{_name(epoch)}.json")
             self._folder.delete(f"{_name(epoch)}.pt")
@@ -100,19 +104,21 @@ class Checkpoints:
         """One checkpoint, on the CPU; None, with a warning, when it is not whole."""
         name = _name(epoch)
         content = self._folder.read(f"{name}.pt")
-        if content is None or hashlib.sha256(content).hexdigest() != self._digest(name):
+        if content is None or hashlib.sha256(content).hexdigest() != self._manifest(epoch).get(
+            "sha256"
+        ):
             logger.warning("checkpoint %s in %s is damaged: passed over", name, self._folder)
             return None
         values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return Checkpoint(**{**values, "best": Best(*values["best"])})
 
-    def _digest(self, name: str) -> str | None:
-        """What the weights' file should hash to; None when that is damaged too."""
+    def _manifest(self, epoch: int) -> dict[str, Any]:
+        """What was written beside a checkpoint; empty when that is damaged or absent."""
         try:
-            digest: str = self._folder.read_json(f"{name}.json")["sha256"]
-        except (ValueError, KeyError, TypeError):
-            return None
-        return digest
+            manifest = self._folder.read_json(f"{_name(epoch)}.json")
+        except ValueError:
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
 
 
 def _name(epoch: int) -> str:

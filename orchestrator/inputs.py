@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from dcd_core import FeatureModel
+from dcd_core import FeatureModel, shares
 from orchestrator.data import Dataset, load_dataset
+from orchestrator.error_text import cause
 from orchestrator.errors import UserError
 from orchestrator.experiment_file import build_experiment, identity_hash
 from orchestrator.loop import PixelStatistics
@@ -76,7 +78,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
     if student_state is not None or student_spec.checkpoint or student_spec.weights:
         student_state = student.model.state_dict()
     experiment = experiment.model_copy(update={"student": _without_files(student_spec)})
-    check_empty_batches(experiment, student, dataset)
+    check_small_batches(experiment, student, dataset)
     notes: list[str] = []
     teacher, fit, teacher_dim = None, None, None
     if experiment.teacher is not None:
@@ -118,21 +120,32 @@ def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> T
     )
 
 
-def check_empty_batches(experiment: Experiment, student: FeatureModel, dataset: Dataset) -> None:
-    """Refuse a network that cannot run on no image where a worker's share of a batch is empty."""
-    workers, train = experiment.scaling.workers, experiment.train
-    last = len(dataset.train.labels) % train.batch_size % train.micro_batch_size
-    if not experiment.scaling.synchronised or last == 0 or last >= workers:
-        return
+def check_small_batches(experiment: Experiment, student: FeatureModel, dataset: Dataset) -> None:
+    """Refuse a last batch of an epoch that the network cannot run on.
+
+    BatchNorm refuses a single value per channel; some networks refuse an empty batch, which a
+    worker gets whose share is empty while BatchNorm is synchronised.
+    """
+    workers, train = max(experiment.scaling.workers, 1), experiment.train
+    micro = train.micro_batch_size
+    last = len(dataset.train.labels) % train.batch_size % micro or micro
+    counts = shares(last, workers)
     images = example_images(dataset, student_pixels(experiment.data, dataset))
-    try:
-        student(images[:0])
-    except Exception as error:
-        raise UserError(
-            f"student: {experiment.student.source} cannot run on an empty batch, which "
-            f"{workers - last} of {workers} workers get at the end of an epoch ({last} images are "
-            f"left over): change train.batch_size or data.limit, or set scaling.batch_norm: local"
-        ) from error
+    together = experiment.scaling.synchronised
+    smallest = last if together else min(count for count in counts if count)
+    empty = together and 0 in counts
+    network = copy.deepcopy(student).train()
+    for size in ({0} if empty else set()) | ({1} if smallest == 1 else set()):
+        if size == 0:
+            network.eval()  # the collectives of synchronised BatchNorm do without rows
+        try:
+            network(images[:size])
+        except Exception as error:
+            raise UserError(
+                f"student: {experiment.student.source} cannot run on a batch of {size} images, "
+                f"which the end of an epoch brings ({last} are left over for {workers} workers; "
+                f"{cause(error)}): change train.batch_size or data.limit"
+            ) from error
 
 
 def _check_channels(spec: Normalization | None, dataset: Dataset, *, setting: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -36,8 +37,8 @@ from orchestrator.reporter import Ranks, Reporter
 logger = logging.getLogger(__name__)
 
 _EVAL_BATCH = 256
-_RNG_STREAM = 11
-"""Stream of `mix` that seeds the generators; 0 to 10 are left to augmentation."""
+_RNG_STREAM, HEADS_STREAM = 11, 12
+"""Streams of `mix` that seed generators; 0 to 10 are left to augmentation."""
 
 
 class PixelStatistics(NamedTuple):
@@ -150,13 +151,11 @@ def train(
             term, step = min(
                 result.first_bad.items(), key=lambda item: (item[1], item[0] == "total")
             )
-            raise Diverged(
-                f"the loss diverged: {term} was not finite in epoch {epoch}, step {step + 1}; "
-                + (f"the checkpoint of epoch {done.epoch} is kept" if done else "no epoch was done")
-                + ". A lower optimizer.lr or precision fp32 are the usual remedies."
-            )
+            raise _diverged(f"{term} was not finite in epoch {epoch}, step {step + 1}", done)
         seconds = time.perf_counter() - started
+        _share_buffers(distiller, ranks)
         scores = evaluate(distiller.student, validation, pixels=recipe.student_pixels, ranks=ranks)
+        _check_finite(distiller, scores, scaler, epoch=epoch, done=done)
         metrics = {
             **{"train/loss" if k == "total" else f"train/{k}": v for k, v in result.means.items()},
             **score_metrics("val", scores),
@@ -219,6 +218,43 @@ def score_metrics(prefix: str, scores: Scores) -> dict[str, float]:
     if scores.top5 is not None:
         metrics[f"{prefix}/top5"] = scores.top5
     return metrics
+
+
+def _share_buffers(distiller: Distiller, ranks: Ranks) -> None:
+    """Give all ranks rank 0's buffers, which are those that a checkpoint keeps.
+
+    Local BatchNorm leaves different statistics on each; otherwise they are equal already.
+    """
+    if ranks.size > 1:
+        for buffer in distiller.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _check_finite(
+    distiller: Distiller,
+    scores: Scores,
+    scaler: torch.amp.GradScaler | None,
+    *,
+    epoch: int,
+    done: Checkpoint | None,
+) -> None:
+    """Refuse to keep weights that the last step has broken, which no loss has shown yet."""
+    for name, value in distiller.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise _diverged(f"{name} was not finite after epoch {epoch}", done)
+    if not math.isfinite(scores.loss):
+        raise _diverged(f"the validation loss was not finite after epoch {epoch}", done)
+    # A scaler that goes on falling below 1 skips every step: the gradients themselves are broken.
+    if scaler is not None and scaler.get_scale() < 1.0:
+        raise _diverged(f"the fp16 gradients overflow at any scale in epoch {epoch}", done)
+
+
+def _diverged(what: str, done: Checkpoint | None) -> Diverged:
+    kept = f"the checkpoint of epoch {done.epoch} is kept" if done else "no epoch was done"
+    return Diverged(
+        f"the loss diverged: {what}; {kept}. A lower optimizer.lr or precision fp32 are the usual "
+        "remedies"
+    )
 
 
 def _train_epoch(

@@ -18,7 +18,10 @@ def lr_factor(spec: ScheduleSpec, *, epoch: float, epochs: int) -> float:
     """
     warmup = min(1.0, epoch / spec.warmup_epochs) if spec.warmup_epochs > 0 else 1.0
     if spec.kind == "cosine":
-        return warmup * 0.5 * (1.0 + math.cos(math.pi * min(1.0, epoch / epochs)))
+        # Over what is left after the warm-up, so that the peak is reached.
+        left = max(epochs - spec.warmup_epochs, 1e-9)
+        done = min(1.0, max(0.0, epoch - spec.warmup_epochs) / left)
+        return warmup * 0.5 * (1.0 + math.cos(math.pi * done))
     if spec.kind == "step":
         # A milestone between two epochs acts from the next whole epoch, as MultiStepLR would;
         # the 1e-9 is for products such as 0.55 x 100 = 55.00000000000001.

@@ -141,7 +141,8 @@ class ScheduleSpec(Section):
     """The learning rate over the run, as a factor of `optimizer.lr`."""
 
     kind: Literal["step", "cosine", "constant"] = "step"
-    """`step` multiplies by `gamma` at each milestone; `cosine` falls to 0 at the end."""
+    """`step` multiplies by `gamma` at each milestone; `cosine` falls from the end of the warm-up to
+    0 at the end of the run."""
     milestones: tuple[Positive, ...] = Field((0.625, 0.75, 0.875), strict=False)
     """Where the step schedule falls: below 1 a share of the run, else an epoch."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -157,8 +158,9 @@ class FitSpec(Section):
     """Passes over the teacher's training images."""
     batch_size: Count = 64
     """Images per optimizer step over all workers."""
-    seed: Seed = 0
-    """Initialisation of the teacher and all else that is random in its training."""
+    seed: Seed = 1
+    """Initialisation of the teacher and all else that is random in its training. Not 0, so that a
+    student of the same architecture does not start as its teacher did."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """As `optimizer`."""
     schedule: ScheduleSpec = ScheduleSpec()

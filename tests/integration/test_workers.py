@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import digits
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from orchestrator import load_student
+from orchestrator.data import load_dataset
 from orchestrator.distillation import distill
 from orchestrator.errors import Diverged, RunFailed, UserError
 from orchestrator.experiment_file import build_experiment
@@ -111,3 +116,22 @@ def test_a_cluster_that_stays_too_small_is_given_up_after_the_wait(
     with pytest.raises(RunFailed, match=r"after 1 s the cluster still has 4 CPU.*5 workers"):
         train(teacher, "large", {"scaling.workers": 5, "train.batch_size": 20, "scaling.wait_s": 1})
     assert time.monotonic() - started >= 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_local_statistics_are_scored_as_they_are_saved(workplace: Path, teacher: Path) -> None:
+    updates = {"scaling.workers": 2, "scaling.batch_norm": "local", "train.epochs": 2}
+    spec = build_experiment(
+        digits.experiment(teacher, {"name": "local", "data.val_fraction": 0.4, **updates}),
+        where="test",
+    )
+    outcome = distill(spec)
+    dataset = load_dataset(spec.data)
+    network = load_student(outcome.folder.location, with_normalization=True)
+    with torch.no_grad():
+        logits = network(torch.from_numpy(np.array(dataset.val.images)))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(np.array(dataset.val.labels)))
+    path = outcome.folder.local_path
+    assert path is not None
+    best = int(outcome.metrics["best_epoch"])
+    assert float(loss) == pytest.approx(digits.epochs(path)[best]["val/loss"], rel=1e-5)

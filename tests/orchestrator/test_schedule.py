@@ -84,12 +84,12 @@ def test_constant_stays_and_knows_no_milestones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "factors"), [("constant", [0, 0.25, 1, 1]), ("cosine", [0, 0.24574073, 0.75, 0.5])]
+    ("kind", "factors"), [("constant", [0, 0.25, 1, 1]), ("cosine", [0, 0.25, 1.0, 0.853553391])]
 )
 def test_warmup_rises_in_a_straight_line_on_top_of_the_schedule(
     kind: str, factors: list[float]
 ) -> None:
-    # cosine over 6 epochs: (1 + cos(pi / 12)) / 2 / 4 at half an epoch, cos(pi / 3) = 0.5 at two.
+    # Cosine over the 4 epochs that are left: (1 + cos(pi / 4)) / 2 one epoch after the warm-up.
     spec = ScheduleSpec.model_validate({"kind": kind, "warmup_epochs": 2})
     found = [lr_factor(spec, epoch=e, epochs=6) for e in (0, 0.5, 2, 3)]
     assert found == pytest.approx(factors, abs=1e-7)

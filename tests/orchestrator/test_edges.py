@@ -1,0 +1,205 @@
+"""Where training goes wrong at its edges: broken gradients, tiny batches, tiny validation splits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_networks
+import torch
+from tiny_experiment import run_quietly, tiny_experiment
+from tiny_networks import Tiny
+from torch import Tensor, nn
+
+from dcd_core import FeatureModel
+from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
+from orchestrator.data import Dataset, ImageSet
+from orchestrator.errors import Diverged, UserError
+from orchestrator.experiment_file import changed
+from orchestrator.inputs import read_inputs
+from orchestrator.spec import ObjectiveSpec
+from orchestrator.storage import Folder
+from orchestrator.worker import build_distiller, check_teacher
+
+
+@pytest.fixture(autouse=True)
+def _in_a_workplace(workplace: Path) -> None:
+    pass
+
+
+@pytest.fixture
+def broken_gradient(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the student's gradient NaN from a training step on, while its loss stays finite."""
+
+    def install(first_step: int) -> None:
+        steps = []
+
+        def hook(network: Tiny, images: Tensor) -> Tensor:
+            if network.role == "teacher" or not network.training:
+                return images
+            steps.append(True)
+            if len(steps) < first_step:
+                return images
+            # The square root's gradient at 0 is infinite, and infinite times 0 is NaN.
+            return images + (network.conv.weight.sum() * 0).abs().sqrt()
+
+        monkeypatch.setattr(tiny_networks, "on_forward", hook)
+
+    return install
+
+
+def test_weights_that_the_last_step_breaks_are_neither_kept_nor_the_best(
+    teacher_file: Path, broken_gradient: Callable[[int], None]
+) -> None:
+    broken_gradient(6)  # the last of two epochs of three steps
+    with pytest.raises(Diverged, match=r"weight was not finite after epoch 2; .*epoch 1 is kept"):
+        run_quietly(tiny_experiment(teacher_file))
+    checkpoints = Checkpoints(Folder(str(Path("dcd_runs/tiny/checkpoints").absolute())), keep=2)
+    assert checkpoints.epochs() == [1]
+    kept = checkpoints.latest()
+    assert kept is not None
+    assert all(value.isfinite().all() for value in kept.state["distiller"].values())
+
+
+def test_fp16_gradients_that_overflow_at_every_scale_end_the_run(
+    teacher_file: Path, broken_gradient: Callable[[int], None]
+) -> None:
+    broken_gradient(1)
+    updates = {"train.precision": "fp16", "train.batch_size": 2, "train.epochs": 1}
+    with pytest.raises(Diverged, match="fp16 gradients overflow at any scale in epoch 1"):
+        run_quietly(tiny_experiment(teacher_file, updates))
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch_size", "fits"), [(41, 20, False), (42, 20, True), (40, 20, True)]
+)
+def test_a_last_batch_of_one_is_refused_where_batch_norm_cannot_take_it(
+    teacher_file: Path, limit: int, batch_size: int, fits: bool
+) -> None:
+    spec = tiny_experiment(
+        teacher_file,
+        {
+            "data.limit": limit,
+            "train.batch_size": batch_size,
+            "student.source": "test_edges:flat_network",
+        },
+    )
+    if fits:
+        assert read_inputs(spec).dataset.train.labels.shape == (limit,)
+    else:
+        with pytest.raises(
+            UserError, match=r"cannot run on a batch of 1 images.*train\.batch_size"
+        ):
+            read_inputs(spec)
+
+
+def test_an_empty_share_is_refused_where_the_network_cannot_take_it(teacher_file: Path) -> None:
+    updates = {
+        "data.limit": 41,
+        "train.batch_size": 20,
+        "scaling.workers": 2,
+        "student.source": "test_edges:viewing_network",
+    }
+    with pytest.raises(UserError, match="cannot run on a batch of 0 images"):
+        read_inputs(tiny_experiment(teacher_file, updates))
+    alone = {**updates, "scaling.workers": 1}
+    assert read_inputs(tiny_experiment(teacher_file, alone)).teacher is not None
+
+
+def flat_network(num_classes: int) -> nn.Module:
+    """Normalises a vector, which takes two images."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes)
+    )
+
+
+class _Viewing(nn.Module):
+    """Reshapes in a way that is ambiguous for no image."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(64, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(images.view(images.size(0), -1))
+
+
+def viewing_network(num_classes: int) -> nn.Module:
+    """The network above."""
+    return _Viewing(num_classes)
+
+
+@pytest.mark.parametrize(
+    ("counts", "top1", "passes"),
+    [
+        ((500, 500), 50.0, False),
+        ((500, 500), 54.0, False),  # three standard errors are 4.7 points
+        ((500, 500), 56.0, True),
+        ((5, 4), 100.0, True),  # where three standard errors would ask for 105 %
+        ((90, 10), 97.0, True),
+        ((90, 10), 90.0, False),
+        ((100,) * 10, 12.0, False),
+        ((100,) * 10, 14.0, True),
+    ],
+)
+def test_chance_is_the_most_frequent_class_and_a_margin(
+    counts: tuple[int, ...], top1: float, passes: bool
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
+    images = np.zeros((len(labels), 1, 2, 2), dtype=np.uint8)
+    split = ImageSet(images, labels, np.arange(len(labels), dtype=np.int64))
+    names = tuple(map(str, range(len(counts))))
+    dataset = Dataset(split, split, split, names, len(counts), "0", 0, (0.0,), (1.0,))
+    if passes:
+        check_teacher(top1, dataset, min_top1=None)
+    else:
+        with pytest.raises(UserError, match="below chance level"):
+            check_teacher(top1, dataset, min_top1=None)
+        check_teacher(top1, dataset, min_top1=0.0)
+
+
+def test_a_torn_newest_checkpoint_leaves_the_one_before_with_its_own_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Folder(str(tmp_path)), keep=2)
+    for epoch, best in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 5)):
+        checkpoints.save(Checkpoint(epoch, Best(best, 10.0 * best), [], {}))
+    assert checkpoints.epochs() == [3, 4, 5]
+    (tmp_path / "epoch_0005.pt").write_bytes(b"torn")
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.epoch == 4
+    assert checkpoints.load(latest.best.epoch) is not None
+
+
+def test_the_heads_do_not_repeat_the_students_first_random_numbers() -> None:
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 10))
+    student = FeatureModel(network, images_example=torch.zeros(2, 1, 4, 4))
+    spec = ObjectiveSpec.model_validate({"projection_dim": 16})
+    distiller = build_distiller(student, 16, spec, micro_batch_size=8, seed=3)
+    assert distiller.student_head is not None
+    first, head = network[1].weight.flatten(), distiller.student_head.weight.flatten()
+    correlation = torch.corrcoef(torch.stack([first, head]).detach())[0, 1]
+    assert abs(float(correlation)) < 0.25  # four standard errors of 256 independent draws
+
+
+def test_another_method_brings_its_own_weights(teacher_file: Path) -> None:
+    spec = tiny_experiment(teacher_file, {"objective.kd_weight": 0.25})
+    kd = changed(spec, {"objective.method": "kd"}).objective
+    assert (kd.kd_weight, kd.dcd_weight, kd.consistency_weight) == (0.25, 0.0, 0.0)
+    again = changed(changed(spec, {"objective.method": "ce", "objective.kd_weight": None}),
+                    {"objective.method": "dcd+kd"}).objective  # fmt: skip
+    assert (again.kd_weight, again.dcd_weight, again.consistency_weight) == (1.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize("field", ["split_seed", "val_fraction", "test_fraction"])
+def test_a_fitted_teacher_may_not_cut_the_students_images_otherwise(
+    teacher_file: Path, field: str
+) -> None:
+    value = 7 if field == "split_seed" else 0.3
+    updates = {
+        "teacher": {"source": "tiny_networks:network", "fit": {"epochs": 1, "data": {field: value}}}
+    }
+    with pytest.raises(UserError, match=rf"teacher\.fit\.data\.{field}: .* validation or test"):
+        read_inputs(tiny_experiment(teacher_file, updates))
