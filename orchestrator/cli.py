@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that help and mistakes answer at on
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -42,6 +43,9 @@ StoragePath = Annotated[
 ]
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
 def main() -> NoReturn:
     """Run a command and end with its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,6 +62,15 @@ def main() -> NoReturn:
     except OrchestratorError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(
+            f"error: {error.filename or 'a file'} could not be written: {error.strerror}. "
+            "Make room: the same command goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
 import torch
@@ -176,11 +176,12 @@ def _run(
             tracker.close(_INTERRUPTED_PATIENCE_S)
         raise
     except BaseException as error:
-        write_state(folder, "failed", message=str(error))
-        if tracker is not None:
-            tags = {"error": str(error)}
-            finish_request(folder, status="FAILED", metrics={}, tags=tags, student=False)
-            tracker.close(_TRACKING_PATIENCE_S)
+        with suppress(OSError):  # a full disk may be what failed
+            write_state(folder, "failed", message=str(error))
+            if tracker is not None:
+                tags = {"error": str(error)}
+                finish_request(folder, status="FAILED", metrics={}, tags=tags, student=False)
+                tracker.close(_TRACKING_PATIENCE_S)
         raise
     report = None
     if tracker is not None:

@@ -1,7 +1,11 @@
-"""Where training goes wrong at its edges: broken gradients, tiny batches, tiny validation splits."""
+"""Where training goes wrong at its edges: broken gradients, tiny batches, a full disk."""
 
 from __future__ import annotations
 
+import os
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_networks
 import torch
-from tiny_experiment import run_quietly, tiny_experiment
+from tiny_experiment import run_quietly, tiny_experiment, tiny_values, write_experiment
 from tiny_networks import Tiny
 from torch import Tensor, nn
 
@@ -22,6 +26,9 @@ from orchestrator.inputs import read_inputs
 from orchestrator.spec import ObjectiveSpec
 from orchestrator.storage import Folder
 from orchestrator.worker import build_distiller, check_teacher
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +77,27 @@ def test_fp16_gradients_that_overflow_at_every_scale_end_the_run(
     updates = {"train.precision": "fp16", "train.batch_size": 2, "train.epochs": 1}
     with pytest.raises(Diverged, match="fp16 gradients overflow at any scale in epoch 1"):
         run_quietly(tiny_experiment(teacher_file, updates))
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_room_lets_it_go_on(
+    teacher_file: Path, workplace: Path
+) -> None:
+    spec = write_experiment(workplace / "run.yaml", tiny_values(teacher_file))
+    command = [sys.executable, "-m", "orchestrator", "distill", str(spec)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(HERE)])}
+
+    def small_files_only() -> None:  # the same error as of a full disk, without one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+
+    full = subprocess.run(
+        command, env=environment, preexec_fn=small_files_only, capture_output=True, text=True
+    )
+    assert full.returncode == 1
+    assert "the checkpoint of epoch 1 could not be written" in full.stderr
+    assert "Traceback" not in full.stderr
+    roomy = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert roomy.returncode == 0, roomy.stderr
+    assert Checkpoints(Folder(str(workplace / "dcd_runs/tiny/checkpoints")), keep=2).latest()
 
 
 @pytest.mark.parametrize(
