@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import pickletools
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -130,20 +132,38 @@ def _parse_safetensors(content: bytes, location: str) -> dict[str, Tensor]:
 
 def _parse_torch(content: bytes, location: str) -> Any:
     try:
-        with torch.serialization.safe_globals(_ALLOWED_GLOBALS):
+        with torch.serialization.safe_globals(_ALLOWED_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said below, in a sentence
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint can make the parser raise anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
+        wanted = refused[1] if refused else _first_global(content)
+        if wanted:
             raise UserError(
                 f"{location}: refused, and nothing in it was run: it asks for the Python object "
-                f"{refused[1]}, where a checkpoint may hold tensors, plain values, "
+                f"{wanted}, where a checkpoint may hold tensors, plain values, "
                 "argparse.Namespace and numpy scalars; save model.state_dict() alone"
             ) from error
         raise UserError(
             f"{location}: damaged, or not a checkpoint that torch.save wrote "
             f"({type(error).__name__}: {_first_sentence(error)})"
         ) from error
+
+
+def _first_global(content: bytes) -> str | None:
+    """The first object that a bare pickle asks for, read without running it."""
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+            if isinstance(argument, str):
+                strings.append(argument)
+    except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
+        return None
+    return None
 
 
 def _weights_in(loaded: Any, location: str) -> Mapping[str, Tensor]:

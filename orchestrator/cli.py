@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that help and mistakes answer at on
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -55,7 +56,13 @@ def main() -> NoReturn:
     try:
         app()
     except Interrupted as error:
-        # Threads that wait for Ray or a tracking server must not hold up the end.
+        import psutil
+
+        # Threads that wait for Ray or a tracking server must not hold up the end, and a Ray that
+        # was just being started has nobody to end it.
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(error.exit_code)
@@ -153,10 +160,13 @@ def schema() -> None:
 def sync(
     run: Annotated[str | None, typer.Argument(help="One run; all by default.")] = None,
     storage: StoragePath = None,
+    uri: Annotated[
+        str | None, typer.Option(help="Send to this tracking URI instead of the run's own.")
+    ] = None,
 ) -> None:
     """Send to MLflow what a run could not send while its server was away."""
-    from orchestrator.places import storage_folder
-    from orchestrator.tracking import pending_runs, sync_run
+    from orchestrator.places import storage_folder, tracking_place
+    from orchestrator.tracking import pending_runs, retarget, sync_run
 
     folder = storage_folder(_absolute(storage))
     names = [run] if run else pending_runs(folder)
@@ -166,6 +176,9 @@ def sync(
         print(f"nothing to send: all runs in {folder.location} are in MLflow")
     unsent = False
     for name in names:
+        if uri:
+            place, artifact_root = tracking_place(uri)
+            retarget(folder / name, uri=place, artifact_root=artifact_root)
         report = sync_run(folder / name)
         unsent = unsent or report.pending is not None
         state = f"not sent yet: {report.pending}" if report.pending else "all sent"
@@ -220,6 +233,8 @@ def _spec_to_run(
 
 def _show(outcome: Outcome, spec: Experiment) -> None:
     """The result, on standard output."""
+    from orchestrator.tracking import has_pending
+
     metrics = outcome.metrics
     if outcome.already_finished:
         print(f"{outcome.run} is already finished: {outcome.folder.location}")
@@ -240,6 +255,9 @@ def _show(outcome: Outcome, spec: Experiment) -> None:
     print(f"\nrun      {outcome.run} in {outcome.folder.location}")
     print(f"student  orchestrator.load_student({outcome.folder.location!r})")
     report = outcome.tracking
+    if outcome.already_finished and has_pending(outcome.folder):
+        print(f"MLflow   not all is sent yet: `dcd sync {outcome.run}` sends it")
+        return
     if report is not None and report.model_uri:
         print(f"MLflow   mlflow.pyfunc.load_model({report.model_uri!r})")
     if report is not None and report.pending:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -18,6 +18,7 @@ from orchestrator.errors import Interrupted, UserError
 from orchestrator.experiment_file import flatten
 from orchestrator.inputs import Inputs, Teacher, fitted_teacher, read_inputs
 from orchestrator.journal import Journal
+from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places, find_places
 from orchestrator.progress import Display
 from orchestrator.reporter import ProcessReporter
@@ -260,7 +261,7 @@ def _start_tracking(
     experiment, folder = run.experiment, run.folder
     if places.tracking_uri is None:
         return None
-    values = experiment.model_dump(mode="json")
+    values = shown_values(experiment)
     request_tracking(
         folder,
         uri=places.tracking_uri,
@@ -292,6 +293,14 @@ def _start_tracking(
     tracker = Tracker(folder)
     tracker.start()
     return tracker
+
+
+def shown_values(experiment: Experiment) -> dict[str, Any]:
+    """The spec as it may be shown: without a password in the tracking URI."""
+    values = experiment.model_dump(mode="json")
+    if values["tracking"]["uri"] is not None:
+        values["tracking"]["uri"] = without_password(values["tracking"]["uri"])
+    return values
 
 
 def _final_metrics(result: Mapping[str, float]) -> dict[str, float]:

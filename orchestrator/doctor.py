@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.environment import package_versions
 from orchestrator.errors import OrchestratorError
+from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places, find_places
 from orchestrator.resources import joins_cluster
 from orchestrator.spec import Experiment
@@ -79,7 +80,9 @@ def _tracking_from_worker(experiment: Experiment, places: Places) -> Finding:
         return Finding("mlflow", True, "tracking is off")
     task = ray.remote(num_cpus=0)(_try_tracking)
     error = ray.get(task.remote(places.tracking_uri))
-    text = f"{places.tracking_uri}: " + (error or "a worker reached it, wrote, and cleaned up")
+    text = f"{without_password(places.tracking_uri)}: " + (
+        error or "a worker reached it, wrote, and cleaned up"
+    )
     return Finding("mlflow", error is None, text)
 
 

@@ -23,8 +23,15 @@ class Diverged(RunFailed):
     """A loss term became NaN or infinite during training."""
 
 
-class Interrupted(OrchestratorError):
-    """A signal ended the command: 130 for SIGINT, 143 for SIGTERM."""
+class DamagedFile(RunFailed, ValueError):
+    """A file of a run holds something else than what was written to it."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the command: 130 for SIGINT, 143 for SIGTERM.
+
+    Like KeyboardInterrupt it is no Exception: libraries that catch and log those would swallow it.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}")

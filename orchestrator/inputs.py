@@ -98,6 +98,11 @@ def read_inputs(experiment: Experiment) -> Inputs:
             )
         else:
             teacher, network = _known_teacher(experiment, experiment.teacher, dataset, pixels)
+            if teacher.pixels == PixelStatistics(dataset.mean, dataset.std):
+                notes.append(
+                    "teacher.normalize is not given: the teacher sees images normalised by the "
+                    "statistics of the student's training images, not by those it was trained with"
+                )
         note = check_classes(
             network, num_classes=dataset.num_classes, kd_weight=experiment.objective.kd_weight
         )

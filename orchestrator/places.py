@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.error_text import cause
+from orchestrator.errors import UserError
+from orchestrator.mlflow_client import without_password
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 from orchestrator.tracking import default_tracking_uri
@@ -29,12 +33,12 @@ def find_places(experiment: Experiment) -> Places:
     """Storage and tracking of an experiment; see `base_folder` for the defaults."""
     tracking = experiment.tracking
     storage = storage_folder(experiment.storage.path)
-    uri, artifact_root = tracking_place(tracking.uri)
+    uri, artifact_root = tracking_place(tracking.uri) if tracking.enabled else (None, None)
     return Places(
         storage=storage,
         storage_is_default=experiment.storage.path is None,
-        tracking_uri=uri if tracking.enabled else None,
-        artifact_root=artifact_root if tracking.enabled else None,
+        tracking_uri=uri,
+        artifact_root=artifact_root,
     )
 
 
@@ -45,11 +49,40 @@ def storage_folder(path: str | None) -> Folder:
 
 def tracking_place(uri: str | None) -> tuple[str, str | None]:
     """Tracking URI and artifact folder: as given, MLFLOW_TRACKING_URI, or SQLite at the default."""
+    source = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     base = base_folder()
+    if uri:
+        check_tracking_uri(uri, setting=source)
     if uri and not uri.startswith("sqlite:"):
         return uri, None
     return uri or default_tracking_uri(base), str(base / "mlartifacts")
+
+
+def check_tracking_uri(uri: str, *, setting: str) -> None:
+    """Refuse what MLflow could never open, before a run is trained that cannot be sent.
+
+    Raises:
+        UserError: the URI is of no kind that MLflow knows, or its database's driver is missing.
+    """
+    shown = without_password(uri)
+    if re.match(r"https?://[^/]|sqlite:///.|databricks(://|$)", uri):
+        return
+    scheme = uri.split(":")[0]
+    if not re.match(r"(postgresql|mysql|mssql)(\+\w+)?://.", uri):
+        raise UserError(
+            f"{setting}: {shown!r} is no tracking URI: use http://HOST:PORT of a server, "
+            "sqlite:////ABSOLUTE/PATH.db, or a postgresql://, mysql:// or mssql:// database"
+        )
+    from sqlalchemy.engine import make_url
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except Exception as error:  # a dialect or its driver is absent, or the URI malformed
+        raise UserError(
+            f"{setting}: {shown!r} cannot be opened ({cause(error)}): install the driver of "
+            f"{scheme}, or use an http:// server"
+        ) from error
 
 
 def base_folder() -> Path:

@@ -9,8 +9,9 @@ import torch
 import yaml
 
 from orchestrator.data import describe_counts
-from orchestrator.distillation import check_resources
+from orchestrator.distillation import check_resources, shown_values
 from orchestrator.inputs import Inputs, read_inputs
+from orchestrator.mlflow_client import without_password
 from orchestrator.places import find_places
 from orchestrator.resources import joins_cluster, local_resources
 from orchestrator.runs import open_run
@@ -32,12 +33,12 @@ def describe_plan(experiment: Experiment) -> str:
     inputs = read_inputs(experiment)
     lines = [
         "# spec, with all defaults",
-        yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False).rstrip(),
+        yaml.safe_dump(shown_values(experiment), sort_keys=False).rstrip(),
         "",
         "# plan",
         f"run        {experiment.name} in {run.folder.location}"
         f" ({'finished' if run.state == 'finished' else 'goes on' if run.state else 'new'})",
-        f"tracking   {places.tracking_uri or 'off'}",
+        f"tracking   {without_password(places.tracking_uri or 'off')}",
         f"data       {describe_counts(inputs.dataset)}, fingerprint {inputs.dataset.fingerprint}",
         f"workers    {_workers(experiment)}",
         f"batches    {_batches(inputs)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,8 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
-from orchestrator.errors import Diverged, OrchestratorError, RunFailed, UserError
+from orchestrator.error_text import cause
+from orchestrator.errors import Diverged, Interrupted, OrchestratorError, RunFailed, UserError
 from orchestrator.journal import RESTARTS, Journal
 from orchestrator.reporter import Ranks
 from orchestrator.resources import (
@@ -70,7 +72,7 @@ def ray_session() -> Iterator[None]:
     }
     with _own_signal_handlers():
         if joins_cluster():
-            ray.init(**options)
+            _join(options)
         else:
             ray.init(address="local", include_dashboard=False, **options)
     try:
@@ -160,6 +162,21 @@ def train_on_ray(work: Work, shared: Shared, resources: WorkerResources) -> dict
     return metrics
 
 
+def _join(options: dict[str, Any]) -> None:
+    """Join the cluster of RAY_ADDRESS; Ray itself would try an absent one for minutes."""
+    address = os.environ["RAY_ADDRESS"]
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if colon and port.isdecimal():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(**options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunFailed(
+            f"RAY_ADDRESS: no Ray cluster answers at {address} ({cause(error)}): start one, "
+            "correct it, or unset it to use this machine"
+        ) from error
+
+
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
     """Put back the handlers that `ray.init` replaces with some that end the process."""
@@ -169,6 +186,8 @@ def _own_signal_handlers() -> Iterator[None]:
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except SystemExit as error:  # Ray's own handler of SIGTERM, while it starts
+        raise Interrupted(signal.SIGTERM) from error
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -99,6 +99,8 @@ def forget_run(folder: Folder) -> None:
 def read_state(folder: Folder) -> State:
     """How far an existing run has come; one that never wrote it was stopped at once."""
     state: State = (folder.read_json("state.json") or {}).get("state", "interrupted")
+    if state == "finished" and folder.read("result.json") is None:
+        return "interrupted"  # the result was lost: going on writes it again
     return state
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.errors import UserError
+from orchestrator.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -89,9 +89,19 @@ class Folder:
         self.write(name, json.dumps(value, indent=1))
 
     def read_json(self, name: str) -> Any:
-        """A JSON file's value; None when there is no such file."""
+        """A JSON file's value; None when there is no such file.
+
+        Raises:
+            DamagedFile: it is no JSON.
+        """
         content = self.read(name)
-        return None if content is None else json.loads(content)
+        try:
+            return None if content is None else json.loads(content)
+        except ValueError as error:
+            raise DamagedFile(
+                f"{self.location}/{name} is damaged: it holds no JSON ({error}). Restore it, or "
+                "remove the run's folder to start anew"
+            ) from error
 
     def names(self) -> list[str]:
         """Sorted names of what lies directly in the folder, unfinished files left out."""
@@ -105,7 +115,7 @@ class Folder:
             filesystem, root = self._filesystem()
             selector = FileSelector(root, allow_not_found=True)
             found = [info.base_name for info in filesystem.get_file_info(selector)]
-        return sorted(name for name in found if not name.endswith(".part"))
+        return sorted(n for n in found if not (n.startswith(".") and n.endswith(".part")))
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing when it is not there."""

@@ -25,9 +25,11 @@ __all__ = [
     "Tracker",
     "default_tracking_uri",
     "finish_request",
+    "has_pending",
     "pending_runs",
     "reopen",
     "request_tracking",
+    "retarget",
     "sync_run",
 ]
 
@@ -141,6 +143,23 @@ def finish_request(
             "student": student,
         },
     )
+
+
+def retarget(run: Folder, *, uri: str, artifact_root: str | None) -> None:
+    """Send a run to another place than was requested, from the start.
+
+    Args:
+        run: the run's folder, with `request_tracking` done.
+        uri: the other MLflow tracking URI.
+        artifact_root: as for `request_tracking`.
+    """
+    request = run.read_json(REQUEST)
+    if request["uri"] != uri:
+        fresh = {"key": uuid.uuid4().hex, "revision": uuid.uuid4().hex}
+        tags = request["tags"] | {KEY_TAG: fresh["key"]}
+        run.write_json(
+            REQUEST, request | fresh | {"uri": uri, "artifact_root": artifact_root, "tags": tags}
+        )
 
 
 def reopen(run: Folder) -> None:

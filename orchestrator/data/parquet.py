@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -170,13 +171,25 @@ def _class_names(shards: _Shards, label_column: str) -> tuple[str, ...] | None:
     with _opened(shards.filesystem, path) as file:
         metadata = file.schema_arrow.metadata or {}
         if b"classes" in metadata:
-            text = metadata[b"classes"].decode()
-            names = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
-            return tuple(str(name).strip() for name in names)
-        if b"huggingface" in metadata:
-            features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-            names = features.get(label_column, {}).get("names")
-            return None if names is None else tuple(names)
+            text = metadata[b"classes"].decode(errors="replace")
+            names = _json(text) if text.lstrip().startswith("[") else text.split(",")
+            if not isinstance(names, list):
+                raise UserError(
+                    f"{path}: the schema's metadata `classes` is neither a JSON list of names nor "
+                    f"names between commas: {text[:60]!r}"
+                )
+        else:
+            names = _json(metadata.get(b"huggingface", b"null").decode(errors="replace"))
+            for key in ("info", "features", label_column, "names"):
+                names = names.get(key) if isinstance(names, dict) else None
+        # What other programs write under their own key is no reason to refuse.
+        return tuple(str(name).strip() for name in names) if isinstance(names, list) else None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
         return None
 
 

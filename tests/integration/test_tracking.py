@@ -33,6 +33,7 @@ from orchestrator.tracking import (
     pending_runs,
     reopen,
     request_tracking,
+    retarget,
     sync_run,
 )
 
@@ -254,6 +255,25 @@ def test_a_run_moves_whole_to_another_tracking_uri(
     assert report.pending is None
     assert report.run_id is not None
     assert points(server.uri, report.run_id, "train/loss") == [(1, 2.0)]
+
+
+def test_a_finished_run_can_be_sent_elsewhere_when_its_server_never_comes(
+    server: MlflowServer, run: Folder
+) -> None:
+    request(run, f"http://127.0.0.1:{free_port()}")
+    Journal(run).append({"train/loss": 2.0}, step=1)
+    finish(run, **{"test/top1": 90.0})
+    assert sync_run(run).pending is not None
+    retarget(run, uri=server.uri, artifact_root=None)
+
+    report = sync_run(run)
+
+    assert report.pending is None
+    assert report.run_id is not None
+    assert points(server.uri, report.run_id, "train/loss") == [(1, 2.0)]
+    assert MlflowClient(server.uri).get_run(report.run_id).info.status == "FINISHED"
+    retarget(run, uri=server.uri, artifact_root=None)  # the same place again changes nothing
+    assert sync_run(run) == report._replace(sent_points=0)
 
 
 def test_a_relative_database_is_the_one_of_the_working_directory_at_the_request(

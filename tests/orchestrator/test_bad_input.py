@@ -644,3 +644,54 @@ def test_the_program_itself_prints_one_sentence_on_standard_error_and_ends_with_
     assert (ended.code, ended.out) == (2, "")
     assert "data.limit 5,000 is more than" in ended.sentence
     assert listing(tmp_path) == before
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "uri", ["garbage", "file:/runs", "http://", "foo://bar", "sqlite:///", "postgresql://u@h/db"]
+)
+def test_a_tracking_uri_that_can_never_work_is_refused(dcd: Any, experiment: Any, uri: str) -> None:
+    sentence = refuse(dcd, experiment(), "tracking.enabled=true", f"tracking.uri={uri}")
+    assert sentence.startswith(f"tracking.uri: '{uri.replace('u@', '')}'")
+    assert "http" in sentence
+
+
+def test_a_bad_tracking_uri_of_the_environment_is_named_and_matters_only_when_it_is_used(
+    dcd: Any, experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "garbage")
+    assert refuse(dcd, experiment(), "tracking.enabled=true").startswith("MLFLOW_TRACKING_URI: ")
+    assert dcd("plan", str(experiment())).code == 0
+
+
+def test_a_password_in_a_tracking_uri_is_not_shown(dcd: Any, experiment: Any) -> None:
+    uri = "http://user:secret@127.0.0.1:9"
+    ended = dcd("plan", str(experiment({"tracking.enabled": True, "tracking.uri": uri})))
+    assert ended.code == 0
+    assert "127.0.0.1:9" in ended.out
+    assert "secret" not in ended.out + ended.err
+
+
+def test_a_bare_pickle_with_code_is_refused_as_what_it_is(
+    dcd: Any, experiment: Any, tmp_path: Path
+) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "was-here"),)
+
+    file = tmp_path / "evil.pkl"
+    file.write_bytes(pickle.dumps({"weight": Evil()}))
+    sentence = refuse(dcd, experiment({"teacher.checkpoint": str(file)}))
+    assert (
+        "refused, and nothing in it was run: it asks for the Python object posix.mkdir" in sentence
+    )
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_a_teacher_that_sees_the_students_statistics_is_noted(dcd: Any, experiment: Any) -> None:
+    noted = dcd("plan", str(experiment())).out
+    assert "teacher.normalize is not given" in noted
+    known = {"teacher.normalize": {"mean": [0.5], "std": [0.5]}}
+    assert "teacher.normalize is not given" not in dcd("plan", str(experiment(known))).out

@@ -383,7 +383,7 @@ def test_a_fit_has_no_use_for_the_scalars_rate(
 
 
 def test_workers_and_their_resources_are_what_the_machine_is_asked_for() -> None:
-    from orchestrator.ray_train import local_resources
+    from orchestrator.resources import local_resources
 
     cores = len(os.sched_getaffinity(0))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import UserError
+from orchestrator.errors import RunFailed, UserError
 from orchestrator.experiment_file import build_experiment
 from orchestrator.runs import (
     create_run,
@@ -60,10 +60,28 @@ def test_a_name_that_is_not_there_is_a_new_run_and_nothing_is_written(storage: F
 @pytest.mark.parametrize("state", ["running", "interrupted", "failed", "finished"])
 def test_the_same_again_is_the_same_run(storage: Folder, state: Any) -> None:
     folder = start(spec(), storage, epochs=1)
+    folder.write_json("result.json", {})
     write_state(folder, state)
     run = open_run(spec(), storage, new=False)
     assert (run.state, run.replaces) == (state, False)
     assert run.experiment == spec()
+
+
+def test_a_finished_run_whose_result_is_lost_goes_on_to_write_it_again(storage: Folder) -> None:
+    write_state(start(spec(), storage, epochs=1), "finished")
+    assert open_run(spec(), storage, new=False).state == "interrupted"
+
+
+def test_a_damaged_spec_is_named(storage: Folder) -> None:
+    folder = start(spec(), storage, epochs=1)
+    folder.write("spec.json", "{bad")
+    with pytest.raises(RunFailed, match=r"run/spec\.json is damaged"):
+        open_run(spec(), storage, new=False)
+
+
+def test_a_name_like_that_of_an_unfinished_file_is_numbered_all_the_same(storage: Folder) -> None:
+    start(spec(name="x.part"), storage, epochs=1)
+    assert open_run(spec(name="x.part"), storage, new=True).experiment.name == "x.part-2"
 
 
 def test_a_run_may_go_on_elsewhere_with_other_resources(storage: Folder) -> None:
