@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import yaml
 
 from orchestrator.checkpoints import Checkpoints
-from orchestrator.data import describe_counts
-from orchestrator.environment import describe_environment, git_commit
 from orchestrator.errors import Interrupted, UserError
-from orchestrator.experiment_file import flatten
 from orchestrator.inputs import Inputs, Teacher, fitted_teacher, read_inputs
 from orchestrator.journal import Journal
-from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places, find_places
 from orchestrator.progress import Display
 from orchestrator.reporter import ProcessReporter
 from orchestrator.resources import joins_cluster, local_resources
+from orchestrator.run_tracking import final_metrics, lineage, start_tracking
 from orchestrator.runs import (
     Run,
     create_run,
@@ -34,13 +29,7 @@ from orchestrator.runs import (
 )
 from orchestrator.spec import Experiment, ScalingSpec
 from orchestrator.storage import Folder, check_writable
-from orchestrator.tracking import (
-    SyncReport,
-    Tracker,
-    finish_request,
-    reopen,
-    request_tracking,
-)
+from orchestrator.tracking import SyncReport, finish_request
 from orchestrator.worker import Shared, Work, run_work
 
 logger = logging.getLogger(__name__)
@@ -162,7 +151,7 @@ def _run(
     experiment, folder = run.experiment, run.folder
     epochs = experiment.train.epochs
     write_state(folder, "running")
-    tracker = _start_tracking(run, inputs, teacher, places, role=role)
+    tracker = start_tracking(run, inputs, teacher, places, role=role)
     display.say(f"{experiment.name}: {folder.location}")
     done = Checkpoints(folder / "checkpoints", keep=experiment.storage.keep).latest()
     if done is not None:
@@ -190,7 +179,7 @@ def _run(
         finish_request(
             folder,
             status="FINISHED",
-            metrics=_final_metrics(metrics),
+            metrics=final_metrics(metrics),
             step=epochs,
             tags={},
             student=True,
@@ -235,16 +224,6 @@ def _train(
     return train_on_ray(work, shared, resources)
 
 
-def lineage(inputs: Inputs, teacher: Teacher | None) -> dict[str, str]:
-    """Where a student comes from, as tags."""
-    tags = {
-        "data.source": inputs.experiment.data.source,
-        "data.fingerprint": inputs.dataset.fingerprint,
-        "data.split_seed": str(inputs.experiment.data.split_seed),
-    }
-    return tags | (teacher.lineage if teacher else {})
-
-
 def _check_same_images(folder: Folder, inputs: Inputs) -> None:
     before = (folder.read_json("data.json") or {}).get("fingerprint")
     now = inputs.dataset.fingerprint
@@ -253,76 +232,3 @@ def _check_same_images(folder: Folder, inputs: Inputs) -> None:
             f"run {inputs.experiment.name!r} was started on other images (fingerprint {before}, "
             f"now {now}): put the images back, or use --new"
         )
-
-
-def _start_tracking(
-    run: Run, inputs: Inputs, teacher: Teacher | None, places: Places, *, role: str
-) -> Tracker | None:
-    experiment, folder = run.experiment, run.folder
-    if places.tracking_uri is None:
-        return None
-    values = shown_values(experiment)
-    request_tracking(
-        folder,
-        uri=places.tracking_uri,
-        experiment=experiment.tracking.experiment,
-        run_name=experiment.name,
-        tags={
-            **lineage(inputs, teacher),
-            "dcd.role": role,
-            "dcd.run_folder": folder.location,
-            "git.commit": git_commit() or "unknown",
-            "mlflow.note.content": _note(experiment, teacher),
-        },
-        params={key: str(value) for key, value in flatten(values).items()},
-        texts={
-            "spec.yaml": yaml.safe_dump(values, sort_keys=False),
-            "environment.txt": describe_environment(),
-        },
-        dataset={
-            "name": experiment.data.source,
-            "digest": inputs.dataset.fingerprint,
-            "source": experiment.data.path or experiment.data.source,
-            "profile": json.dumps({"counts": describe_counts(inputs.dataset)}),
-        },
-        artifact_root=places.artifact_root,
-        parent_run_id=None,
-        register=experiment.tracking.register_as,
-    )
-    reopen(folder)
-    tracker = Tracker(folder)
-    tracker.start()
-    return tracker
-
-
-def shown_values(experiment: Experiment) -> dict[str, Any]:
-    """The spec as it may be shown: without a password in the tracking URI."""
-    values = experiment.model_dump(mode="json")
-    if values["tracking"]["uri"] is not None:
-        values["tracking"]["uri"] = without_password(values["tracking"]["uri"])
-    return values
-
-
-def _final_metrics(result: Mapping[str, float]) -> dict[str, float]:
-    """What the end adds to the curves; there, `val/top1` is each epoch's and not the best."""
-    known = ("val/top1", "val/top1_last")
-    final = {
-        key: value
-        for key, value in result.items()
-        if key not in known and not key.startswith("teacher/val")
-    }
-    return final | {"val/top1_best": result["val/top1"]}
-
-
-def _note(experiment: Experiment, teacher: Teacher | None) -> str:
-    """The run's description in the UI: what it is, and what to look at."""
-    student, method = experiment.student.source, experiment.objective.method
-    taught = f" from **{teacher.spec.source}**" if teacher is not None else ""
-    curves = "`train/*` are the unweighted terms of the loss, `val/top1` the student's accuracy (%)"
-    if experiment.objective.dcd_weight > 0:
-        curves += ", `dcd/temperature` and `dcd/bias` what the contrast has learned"
-    return (
-        f"**{student}** trained with **{method}**{taught}.\n\n"
-        f"By epoch: {curves}. At the end: `test/top1` of the student with the best validation "
-        "accuracy, which is also the logged model. `spec.yaml` under Artifacts repeats the run."
-    )

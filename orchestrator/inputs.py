@@ -9,17 +9,17 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from dcd_core import FeatureModel, shares
+from orchestrator.build import as_pixels, example_images, feature_layers, student_pixels
 from orchestrator.data import Dataset, load_dataset
 from orchestrator.error_text import cause
 from orchestrator.errors import UserError
+from orchestrator.evaluation import PixelStatistics
 from orchestrator.experiment_file import build_experiment, identity_hash
-from orchestrator.loop import PixelStatistics
 from orchestrator.places import tracking_place
 from orchestrator.sources import build_student, build_teacher, check_classes
 from orchestrator.spec import Experiment, FitSpec, Normalization, StudentSpec, TeacherSpec
 from orchestrator.student_model import read_package, read_weights
 from orchestrator.torchvision_source import weights_facts
-from orchestrator.worker import as_pixels, example_images, feature_layers, student_pixels
 
 State = dict[str, Tensor]
 SpecT = TypeVar("SpecT", StudentSpec, TeacherSpec)

@@ -8,14 +8,12 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.dlpack import from_dlpack
 
 from dcd_core import (
     Distiller,
@@ -30,22 +28,14 @@ from dcd_core import (
     train_step,
 )
 from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
-from orchestrator.data import ImageSet
 from orchestrator.errors import Diverged, RunFailed
+from orchestrator.evaluation import Images, PixelStatistics, Scores, evaluate, score_metrics
 from orchestrator.reporter import Ranks, Reporter
 
 logger = logging.getLogger(__name__)
 
-_EVAL_BATCH = 256
 _RNG_STREAM, HEADS_STREAM = 11, 12
 """Streams of `mix` that seed generators; 0 to 10 are left to augmentation."""
-
-
-class PixelStatistics(NamedTuple):
-    """Normalisation of one network's input."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -66,29 +56,6 @@ class Recipe:
     """Epochs done (with fractions) -> factor on each group's learning rate."""
     student_pixels: PixelStatistics
     teacher_pixels: PixelStatistics | None
-
-
-class Images(NamedTuple):
-    """One split as tensors in host memory."""
-
-    images: Tensor  # (M, C, H, W) uint8
-    labels: Tensor  # (M,) int64
-    indices: Tensor  # (M,) int64, in the source
-
-    @classmethod
-    def of(cls, split: ImageSet) -> Images:
-        """The same memory as the numpy arrays, which may be read-only."""
-        return cls(*(from_dlpack(a) for a in (split.images, split.labels, split.indices)))
-
-
-class Scores(NamedTuple):
-    """How well a classifier does on a split, in percent."""
-
-    top1: float
-    top5: float | None
-    """None with five classes or fewer."""
-    loss: float
-    """Mean cross entropy in nats."""
 
 
 def train(
@@ -182,42 +149,6 @@ def train(
         reporter.report({epoch: metrics})
     assert done is not None  # epochs >= 1
     return done
-
-
-@torch.no_grad()
-def evaluate(
-    model: FeatureModel, split: Images, *, pixels: PixelStatistics, ranks: Ranks
-) -> Scores:
-    """Score a classifier in fp32 on a split that the ranks share; every rank gets the result."""
-    was_training = model.training
-    model.eval()
-    num_classes = model.num_classes
-    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    own = slice(*_own_range(len(split.labels), ranks))
-    for images, labels in zip(
-        split.images[own].split(_EVAL_BATCH), split.labels[own].split(_EVAL_BATCH), strict=True
-    ):
-        if len(labels) == 0:
-            continue
-        labels = labels.to(ranks.device, non_blocking=True)
-        inputs = normalize(images.to(ranks.device), mean=pixels.mean, std=pixels.std)
-        logits = model(inputs).logits.float()  # (B, K)
-        top = logits.topk(min(5, num_classes), dim=1).indices == labels[:, None]  # (B, <=5)
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack([top[:, 0].sum(), top.sum(), loss.double()])
-    if ranks.size > 1:
-        dist.all_reduce(sums)
-    model.train(was_training)
-    top1, top5, loss_sum = (sums / len(split.labels)).tolist()
-    return Scores(100 * top1, 100 * top5 if num_classes > 5 else None, loss_sum)
-
-
-def score_metrics(prefix: str, scores: Scores) -> dict[str, float]:
-    """Scores under their metric names."""
-    metrics = {f"{prefix}/top1": scores.top1, f"{prefix}/loss": scores.loss}
-    if scores.top5 is not None:
-        metrics[f"{prefix}/top5"] = scores.top5
-    return metrics
 
 
 def _share_buffers(distiller: Distiller, ranks: Ranks) -> None:
@@ -410,9 +341,3 @@ def _seed_everything(seed: int, epoch: int, rank: int) -> None:
     torch.manual_seed(value)
     np.random.seed(value)  # noqa: NPY002  (a user's own layers may draw from it)
     random.seed(value)
-
-
-def _own_range(num_rows: int, ranks: Ranks) -> tuple[int, int]:
-    counts = shares(num_rows, ranks.size)
-    first = sum(counts[: ranks.rank])
-    return first, first + counts[ranks.rank]

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 import torch
 import yaml
 
+from orchestrator.build import build_distiller
 from orchestrator.data import describe_counts
-from orchestrator.distillation import check_resources, shown_values
+from orchestrator.distillation import check_resources
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.mlflow_client import without_password
 from orchestrator.places import find_places
 from orchestrator.resources import joins_cluster, local_resources
+from orchestrator.run_tracking import shown_values
 from orchestrator.runs import open_run
 from orchestrator.spec import Experiment
-from orchestrator.worker import build_distiller
 
 _MIB = 2**20
 

@@ -1,47 +1,36 @@
-"""From the spec to built objects, in the process that trains. The one place where that happens."""
+"""All that one worker does for a run, in the process that trains."""
 
 from __future__ import annotations
 
 import logging
 from typing import NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from dcd_core import (
-    Distiller,
-    FeatureModel,
-    Objective,
-    crop_flip,
-    default_init_bias,
-    mix,
-    normalize,
-    synchronise_batch_norm,
-)
+from dcd_core import Distiller, FeatureModel, synchronise_batch_norm
 from orchestrator import loop
+from orchestrator.build import (
+    build_distiller,
+    build_objective,
+    build_optimizer,
+    build_recipe,
+    example_images,
+    feature_layers,
+    student_pixels,
+)
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 from orchestrator.data import Dataset
 from orchestrator.errors import RunFailed, UserError
-from orchestrator.loop import HEADS_STREAM, Images, PixelStatistics, Recipe, Scores, score_metrics
+from orchestrator.evaluation import Images, PixelStatistics, Scores, evaluate, score_metrics
 from orchestrator.reporter import Ranks, Reporter
-from orchestrator.schedule import lr_factor
 from orchestrator.sources import build_student, build_teacher
-from orchestrator.spec import (
-    DataSpec,
-    Experiment,
-    Normalization,
-    ObjectiveSpec,
-    OptimizerSpec,
-    TeacherSpec,
-)
+from orchestrator.spec import Experiment, TeacherSpec
 from orchestrator.storage import Folder
 from orchestrator.student_model import save_package
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Work(NamedTuple):
@@ -94,7 +83,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     teacher_metrics: dict[str, float] = {}
     if teacher is not None:
         assert work.teacher is not None and work.teacher_pixels is not None
-        scores = loop.evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
+        scores = evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
         teacher_metrics = _teacher_scores("val", scores)
         check_teacher(scores.top1, dataset, min_top1=work.teacher.min_top1)
     reporter.report({0: teacher_metrics} if teacher_metrics else {})
@@ -120,7 +109,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         optimizer=build_optimizer(distiller, experiment.optimizer),
         training=Images.of(dataset.train),
         validation=validation,
-        recipe=_recipe(experiment, pixels, work.teacher_pixels),
+        recipe=build_recipe(experiment, pixels, work.teacher_pixels),
         checkpoints=checkpoints,
         reporter=reporter,
     )
@@ -175,24 +164,6 @@ def _of_all_ranks(value: str | None, ranks: Ranks) -> list[str | None]:
     return values
 
 
-def student_pixels(spec: DataSpec, dataset: Dataset) -> PixelStatistics:
-    """What the student sees: the spec's normalisation, or the one measured on its images."""
-    return as_pixels(spec.normalize) or PixelStatistics(dataset.mean, dataset.std)
-
-
-def as_pixels(normalization: Normalization | None) -> PixelStatistics | None:
-    """The spec's section as plain values."""
-    return PixelStatistics(normalization.mean, normalization.std) if normalization else None
-
-
-def feature_layers(spec: ObjectiveSpec) -> dict[str, str | None]:
-    """The feature layer of either network."""
-    layers = spec.feature_layer
-    if layers is None or isinstance(layers, str):
-        return {"student": layers, "teacher": layers}
-    return {"student": layers.student, "teacher": layers.teacher}
-
-
 def check_teacher(top1: float, dataset: Dataset, *, min_top1: float | None) -> None:
     """Refuse a teacher that is no better than chance, or than what was asked for.
 
@@ -213,89 +184,6 @@ def check_teacher(top1: float, dataset: Dataset, *, min_top1: float | None) -> N
         )
 
 
-def build_objective(spec: ObjectiveSpec) -> Objective:
-    """The loss."""
-    return Objective(
-        ce_weight=spec.ce_weight,
-        kd_weight=spec.kd_weight,
-        kd_temperature=spec.kd_temperature,
-        dcd_weight=spec.dcd_weight,
-        consistency_weight=spec.consistency_weight,
-        contrast=spec.contrast,
-        negatives=spec.negatives,
-    )
-
-
-def build_distiller(
-    student: FeatureModel,
-    teacher_dim: int | None,
-    spec: ObjectiveSpec,
-    *,
-    micro_batch_size: int,
-    seed: int,
-) -> Distiller:
-    """All that is learned: the student and, for DCD, the heads and scalars."""
-    sigmoid = spec.contrast == "sigmoid"
-    uses_dcd = spec.dcd_weight > 0
-    bias = spec.init_bias
-    if bias == "auto":
-        bias = default_init_bias(micro_batch_size) if sigmoid and uses_dcd else 0.0
-    with torch.random.fork_rng(devices=[]):
-        # A stream of its own: with the student's seed the heads would repeat its first draws.
-        torch.manual_seed(int(mix(seed, 0, torch.tensor([0]), HEADS_STREAM)))
-        return Distiller(
-            student,
-            teacher_dim=teacher_dim if uses_dcd else None,
-            projection_dim=spec.projection_dim,
-            init_temperature=spec.init_temperature,
-            min_temperature=spec.min_temperature,
-            init_bias=bias,
-            learn_bias=sigmoid,
-        )
-
-
-def build_optimizer(distiller: Distiller, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """The optimizer, with the scalars in a group of their own."""
-    groups = distiller.parameter_groups(
-        lr=spec.lr, weight_decay=spec.weight_decay, scalar_lr_ratio=spec.scalar_lr_ratio
-    )
-    if spec.name == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov)
-
-
-def _recipe(
-    experiment: Experiment, pixels: PixelStatistics, teacher_pixels: PixelStatistics | None
-) -> Recipe:
-    data, train, schedule = experiment.data, experiment.train, experiment.schedule
-
-    def augment(images: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        if data.augment == "none":
-            return images
-        return crop_flip(
-            images,
-            seed=data.seed,
-            epoch=epoch,
-            indices=indices,
-            padding=data.crop_padding,
-            flip=data.flip,
-        )
-
-    return Recipe(
-        epochs=train.epochs,
-        batch_size=train.batch_size,
-        accumulate=train.accumulate,
-        precision=PRECISIONS[train.precision],
-        max_grad_norm=experiment.optimizer.max_grad_norm,
-        seed=experiment.seed,
-        data_seed=data.seed,
-        augment=augment,
-        lr_factor=lambda epoch: lr_factor(schedule, epoch=epoch, epochs=train.epochs),
-        student_pixels=pixels,
-        teacher_pixels=teacher_pixels,
-    )
-
-
 def _test(
     distiller: Distiller,
     best: Checkpoint,
@@ -314,12 +202,12 @@ def _test(
     test = Images.of(dataset.test) if dataset.test is not None else None
     metrics: dict[str, float] = {}
     if test is not None:
-        metrics["test/top1_last"] = loop.evaluate(last, test, pixels=pixels, ranks=ranks).top1
+        metrics["test/top1_last"] = evaluate(last, test, pixels=pixels, ranks=ranks).top1
     distiller.load_state_dict(best.state["distiller"])
     if test is not None:
-        metrics |= score_metrics("test", loop.evaluate(last, test, pixels=pixels, ranks=ranks))
+        metrics |= score_metrics("test", evaluate(last, test, pixels=pixels, ranks=ranks))
         if teacher is not None and work.teacher_pixels is not None:
-            scores = loop.evaluate(teacher, test, pixels=work.teacher_pixels, ranks=ranks)
+            scores = evaluate(teacher, test, pixels=work.teacher_pixels, ranks=ranks)
             metrics |= _teacher_scores("test", scores)
     return metrics
 
@@ -353,9 +241,3 @@ def _leave_student(
         metrics=metrics,
         lineage=work.lineage,
     )
-
-
-def example_images(dataset: Dataset, pixels: PixelStatistics) -> Tensor:
-    """Two real images as a network gets them, float (2, C, H, W)."""
-    images = from_dlpack(dataset.train.images[:2])
-    return normalize(images, mean=pixels.mean, std=pixels.std)

@@ -18,6 +18,7 @@ from tiny_networks import Tiny
 from torch import Tensor, nn
 
 from dcd_core import FeatureModel
+from orchestrator.build import build_distiller
 from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
 from orchestrator.data import Dataset, ImageSet
 from orchestrator.errors import Diverged, UserError
@@ -25,7 +26,7 @@ from orchestrator.experiment_file import changed
 from orchestrator.inputs import read_inputs
 from orchestrator.spec import ObjectiveSpec
 from orchestrator.storage import Folder
-from orchestrator.worker import build_distiller, check_teacher
+from orchestrator.worker import check_teacher
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]

@@ -1,0 +1,131 @@
+"""From sections of the spec to objects. The one place where that happens, but for networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from dcd_core import (
+    Distiller,
+    FeatureModel,
+    Objective,
+    crop_flip,
+    default_init_bias,
+    mix,
+    normalize,
+)
+from orchestrator.data import Dataset
+from orchestrator.evaluation import PixelStatistics
+from orchestrator.loop import HEADS_STREAM, Recipe
+from orchestrator.schedule import lr_factor
+from orchestrator.spec import DataSpec, Experiment, Normalization, ObjectiveSpec, OptimizerSpec
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def student_pixels(spec: DataSpec, dataset: Dataset) -> PixelStatistics:
+    """What the student sees: the spec's normalisation, or the one measured on its images."""
+    return as_pixels(spec.normalize) or PixelStatistics(dataset.mean, dataset.std)
+
+
+def as_pixels(normalization: Normalization | None) -> PixelStatistics | None:
+    """The spec's section as plain values."""
+    return PixelStatistics(normalization.mean, normalization.std) if normalization else None
+
+
+def feature_layers(spec: ObjectiveSpec) -> dict[str, str | None]:
+    """The feature layer of either network."""
+    layers = spec.feature_layer
+    if layers is None or isinstance(layers, str):
+        return {"student": layers, "teacher": layers}
+    return {"student": layers.student, "teacher": layers.teacher}
+
+
+def build_objective(spec: ObjectiveSpec) -> Objective:
+    """The loss."""
+    return Objective(
+        ce_weight=spec.ce_weight,
+        kd_weight=spec.kd_weight,
+        kd_temperature=spec.kd_temperature,
+        dcd_weight=spec.dcd_weight,
+        consistency_weight=spec.consistency_weight,
+        contrast=spec.contrast,
+        negatives=spec.negatives,
+    )
+
+
+def build_distiller(
+    student: FeatureModel,
+    teacher_dim: int | None,
+    spec: ObjectiveSpec,
+    *,
+    micro_batch_size: int,
+    seed: int,
+) -> Distiller:
+    """All that is learned: the student and, for DCD, the heads and scalars."""
+    sigmoid = spec.contrast == "sigmoid"
+    uses_dcd = spec.dcd_weight > 0
+    bias = spec.init_bias
+    if bias == "auto":
+        bias = default_init_bias(micro_batch_size) if sigmoid and uses_dcd else 0.0
+    with torch.random.fork_rng(devices=[]):
+        # A stream of its own: with the student's seed the heads would repeat its first draws.
+        torch.manual_seed(int(mix(seed, 0, torch.tensor([0]), HEADS_STREAM)))
+        return Distiller(
+            student,
+            teacher_dim=teacher_dim if uses_dcd else None,
+            projection_dim=spec.projection_dim,
+            init_temperature=spec.init_temperature,
+            min_temperature=spec.min_temperature,
+            init_bias=bias,
+            learn_bias=sigmoid,
+        )
+
+
+def build_optimizer(distiller: Distiller, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """The optimizer, with the scalars in a group of their own."""
+    groups = distiller.parameter_groups(
+        lr=spec.lr, weight_decay=spec.weight_decay, scalar_lr_ratio=spec.scalar_lr_ratio
+    )
+    if spec.name == "adamw":
+        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov)
+
+
+def build_recipe(
+    experiment: Experiment, pixels: PixelStatistics, teacher_pixels: PixelStatistics | None
+) -> Recipe:
+    data, train, schedule = experiment.data, experiment.train, experiment.schedule
+
+    def augment(images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        if data.augment == "none":
+            return images
+        return crop_flip(
+            images,
+            seed=data.seed,
+            epoch=epoch,
+            indices=indices,
+            padding=data.crop_padding,
+            flip=data.flip,
+        )
+
+    return Recipe(
+        epochs=train.epochs,
+        batch_size=train.batch_size,
+        accumulate=train.accumulate,
+        precision=PRECISIONS[train.precision],
+        max_grad_norm=experiment.optimizer.max_grad_norm,
+        seed=experiment.seed,
+        data_seed=data.seed,
+        augment=augment,
+        lr_factor=lambda epoch: lr_factor(schedule, epoch=epoch, epochs=train.epochs),
+        student_pixels=pixels,
+        teacher_pixels=teacher_pixels,
+    )
+
+
+def example_images(dataset: Dataset, pixels: PixelStatistics) -> Tensor:
+    """Two real images as a network gets them, float (2, C, H, W)."""
+    images = from_dlpack(dataset.train.images[:2])
+    return normalize(images, mean=pixels.mean, std=pixels.std)

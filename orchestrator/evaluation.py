@@ -1,0 +1,88 @@
+"""Scoring a classifier on a split that the ranks share, in fp32."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
+
+from dcd_core import FeatureModel, normalize, shares
+from orchestrator.data import ImageSet
+from orchestrator.reporter import Ranks
+
+_EVAL_BATCH = 256
+
+
+class PixelStatistics(NamedTuple):
+    """Normalisation of one network's input."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Images(NamedTuple):
+    """One split as tensors in host memory."""
+
+    images: Tensor  # (M, C, H, W) uint8
+    labels: Tensor  # (M,) int64
+    indices: Tensor  # (M,) int64, in the source
+
+    @classmethod
+    def of(cls, split: ImageSet) -> Images:
+        """The same memory as the numpy arrays, which may be read-only."""
+        return cls(*(from_dlpack(a) for a in (split.images, split.labels, split.indices)))
+
+
+class Scores(NamedTuple):
+    """How well a classifier does on a split, in percent."""
+
+    top1: float
+    top5: float | None
+    """None with five classes or fewer."""
+    loss: float
+    """Mean cross entropy in nats."""
+
+
+@torch.no_grad()
+def evaluate(
+    model: FeatureModel, split: Images, *, pixels: PixelStatistics, ranks: Ranks
+) -> Scores:
+    """Score a classifier in fp32 on a split that the ranks share; every rank gets the result."""
+    was_training = model.training
+    model.eval()
+    num_classes = model.num_classes
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    own = slice(*_own_range(len(split.labels), ranks))
+    for images, labels in zip(
+        split.images[own].split(_EVAL_BATCH), split.labels[own].split(_EVAL_BATCH), strict=True
+    ):
+        if len(labels) == 0:
+            continue
+        labels = labels.to(ranks.device, non_blocking=True)
+        inputs = normalize(images.to(ranks.device), mean=pixels.mean, std=pixels.std)
+        logits = model(inputs).logits.float()  # (B, K)
+        top = logits.topk(min(5, num_classes), dim=1).indices == labels[:, None]  # (B, <=5)
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([top[:, 0].sum(), top.sum(), loss.double()])
+    if ranks.size > 1:
+        dist.all_reduce(sums)
+    model.train(was_training)
+    top1, top5, loss_sum = (sums / len(split.labels)).tolist()
+    return Scores(100 * top1, 100 * top5 if num_classes > 5 else None, loss_sum)
+
+
+def score_metrics(prefix: str, scores: Scores) -> dict[str, float]:
+    """Scores under their metric names."""
+    metrics = {f"{prefix}/top1": scores.top1, f"{prefix}/loss": scores.loss}
+    if scores.top5 is not None:
+        metrics[f"{prefix}/top5"] = scores.top5
+    return metrics
+
+
+def _own_range(num_rows: int, ranks: Ranks) -> tuple[int, int]:
+    counts = shares(num_rows, ranks.size)
+    first = sum(counts[: ranks.rank])
+    return first, first + counts[ranks.rank]
