@@ -23,6 +23,7 @@ class Places(NamedTuple):
     storage: Folder
     """Holds one folder per run."""
     storage_is_default: bool
+    """Whether nobody has chosen it, so that other nodes may not reach it."""
     tracking_uri: str | None
     """None with tracking off."""
     artifact_root: str | None
@@ -36,7 +37,7 @@ def find_places(experiment: Experiment) -> Places:
     uri, artifact_root = tracking_place(tracking.uri) if tracking.enabled else (None, None)
     return Places(
         storage=storage,
-        storage_is_default=experiment.storage.path is None,
+        storage_is_default=experiment.storage.path is None and not os.environ.get("DCD_HOME"),
         tracking_uri=uri,
         artifact_root=artifact_root,
     )
