@@ -101,9 +101,7 @@ def distill(
     try:
         outcome = run_distillation(spec, new=new)
     except Interrupted as error:
-        command = f"dcd distill --resume {error.run}"
-        if spec.storage.path:
-            command += f" --storage {shlex.quote(spec.storage.path)}"
+        command = f"dcd distill --resume {error.run}{_storage_option(spec)}"
         text = f"go on with: {command}" if error.run else "no run had been started"
         print(f"\nstopped; {text}", file=sys.stderr)
         raise
@@ -255,15 +253,36 @@ def _show(outcome: Outcome, spec: Experiment) -> None:
     print(f"\nrun      {outcome.run} in {outcome.folder.location}")
     print(f"student  orchestrator.load_student({outcome.folder.location!r})")
     report = outcome.tracking
+    sync_command = f"dcd sync {outcome.run}{_storage_option(spec)}"
     if outcome.already_finished and has_pending(outcome.folder):
-        print(f"MLflow   not all is sent yet: `dcd sync {outcome.run}` sends it")
+        print(f"MLflow   not all is sent yet: `{sync_command}` sends it")
         return
     if report is not None and report.model_uri:
         print(f"MLflow   mlflow.pyfunc.load_model({report.model_uri!r})")
     if report is not None and report.pending:
-        print(f"MLflow   not all is sent yet ({report.pending}): `dcd sync {outcome.run}` sends it")
+        print(f"MLflow   not all is sent yet ({report.pending}): `{sync_command}` sends it")
     elif spec.tracking.enabled:
-        print("browse   dcd ui")
+        print(f"browse   dcd ui{_uri_option(spec)}")
+
+
+def _storage_option(spec: Experiment) -> str:
+    """What a command in this directory must be told to find the experiment's runs."""
+    from orchestrator.places import storage_folder
+
+    location = storage_folder(spec.storage.path).location
+    here = location == str(Path.cwd() / "dcd_runs")
+    return "" if here else f" --storage {shlex.quote(location)}"
+
+
+def _uri_option(spec: Experiment) -> str:
+    """What `dcd ui` in this directory must be told to show the experiment's runs."""
+    from orchestrator.mlflow_client import without_password
+    from orchestrator.places import tracking_place
+    from orchestrator.tracking import default_tracking_uri
+
+    uri, _ = tracking_place(spec.tracking.uri)
+    known = (default_tracking_uri(Path.cwd()), os.environ.get("MLFLOW_TRACKING_URI"))
+    return "" if uri in known else f" --uri {shlex.quote(without_password(uri))}"
 
 
 def _absolute(path: str | None) -> str | None:

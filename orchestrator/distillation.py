@@ -13,6 +13,7 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.errors import Interrupted, UserError
 from orchestrator.inputs import Inputs, Teacher, fitted_teacher, read_inputs
 from orchestrator.journal import Journal
+from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places, find_places
 from orchestrator.progress import Display
 from orchestrator.reporter import ProcessReporter
@@ -81,6 +82,7 @@ def distill(
         display.say(f"note: {note}")
     try:
         with _claimed(run, inputs, display=display), session(experiment.scaling):
+            _check_cluster(experiment.scaling, places)
             teacher = inputs.teacher
             if inputs.fit is not None and experiment.teacher is not None:
                 fitted = _fit_teacher(inputs.fit, places, display=display)
@@ -98,6 +100,13 @@ def check_resources(scaling: ScalingSpec) -> None:
         return
     if not joins_cluster():
         local_resources(scaling)
+
+
+def _check_cluster(scaling: ScalingSpec, places: Places) -> None:
+    if scaling.workers > 0 and joins_cluster():
+        from orchestrator.ray_train import check_storage_is_shared
+
+        check_storage_is_shared(storage_is_default=places.storage_is_default)
 
 
 def session(scaling: ScalingSpec) -> AbstractContextManager[None]:
@@ -134,9 +143,14 @@ def _claimed(run: Run, inputs: Inputs, *, display: Display) -> Iterator[None]:
         if run.replaces:
             display.say(f"{run.experiment.name} had finished no epoch: starting it anew")
             forget_run(run.folder)
-        _check_same_images(run.folder, inputs)
-        create_run(run, fingerprint=inputs.dataset.fingerprint)
-        yield
+        _check_same_inputs(run.folder, inputs)
+        create_run(run, fingerprints=_fingerprints(inputs))
+        try:
+            yield
+        except UserError:
+            if run.state is None and run.folder.read("state.json") is None:
+                forget_run(run.folder)  # refused before it began
+            raise
 
 
 def _run(
@@ -153,6 +167,8 @@ def _run(
     write_state(folder, "running")
     tracker = start_tracking(run, inputs, teacher, places, role=role)
     display.say(f"{experiment.name}: {folder.location}")
+    if places.tracking_uri is not None:
+        display.say(f"{experiment.name}: tracked at {without_password(places.tracking_uri)}")
     done = Checkpoints(folder / "checkpoints", keep=experiment.storage.keep).latest()
     if done is not None:
         display.say(f"{experiment.name}: going on after epoch {done.epoch} of {epochs}")
@@ -214,21 +230,25 @@ def _train(
     from orchestrator.ray_train import cluster_resources, train_on_ray
 
     if joins_cluster():
-        resources = cluster_resources(
-            experiment.scaling,
-            say=display.say,
-            storage_is_default=places.storage_is_default,
-        )
+        resources = cluster_resources(experiment.scaling, say=display.say)
     else:
         resources = local_resources(experiment.scaling)
     return train_on_ray(work, shared, resources)
 
 
-def _check_same_images(folder: Folder, inputs: Inputs) -> None:
-    before = (folder.read_json("data.json") or {}).get("fingerprint")
-    now = inputs.dataset.fingerprint
-    if before is not None and before != now:
-        raise UserError(
-            f"run {inputs.experiment.name!r} was started on other images (fingerprint {before}, "
-            f"now {now}): put the images back, or use --new"
-        )
+def _fingerprints(inputs: Inputs) -> dict[str, str]:
+    """What a run's numbers depend on besides its spec."""
+    found = {"images": inputs.dataset.fingerprint}
+    if inputs.teacher is not None:
+        found["teacher's weights"] = inputs.teacher.lineage["teacher.sha256"]
+    return found
+
+
+def _check_same_inputs(folder: Folder, inputs: Inputs) -> None:
+    before = folder.read_json("inputs.json") or {}
+    for what, now in _fingerprints(inputs).items():
+        if before.get(what, now) != now:
+            raise UserError(
+                f"run {inputs.experiment.name!r} was started on other {what} (fingerprint "
+                f"{before[what]}, now {now}): put back what was there, or use --new"
+            )

@@ -27,7 +27,10 @@ class Finding(NamedTuple):
 
 
 def examine(experiment: Experiment) -> Iterator[Finding]:
-    """Look at everything, the quick things first; nothing is left behind."""
+    """Look at everything, the quick things first.
+
+    What it writes it removes again; MLflow keeps a deleted experiment until its `mlflow gc`.
+    """
     versions = package_versions()
     absent = [name for name, number in versions.items() if number == "absent"]
     yield Finding("versions", not absent, ", ".join(f"{n} {v}" for n, v in versions.items()))

@@ -107,6 +107,8 @@ def read_inputs(experiment: Experiment) -> Inputs:
             network, num_classes=dataset.num_classes, kd_weight=experiment.objective.kd_weight
         )
         notes += [note] if note else []
+        if note and experiment.teacher.min_top1:
+            raise UserError(f"teacher.min_top1: {note}, so it has no accuracy here: drop min_top1")
         teacher_dim = network.feature_dim
     if dataset.skipped:
         notes.append(f"{dataset.skipped} images could not be decoded and are left out")

@@ -8,13 +8,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from ray.autoscaler.sdk import request_resources
 from ray.train.torch import TorchTrainer, get_device
 
 from orchestrator.error_text import cause
@@ -81,42 +82,55 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def cluster_resources(
-    scaling: ScalingSpec, *, say: Callable[[str], None], storage_is_default: bool
-) -> WorkerResources:
+def cluster_resources(scaling: ScalingSpec, *, say: Callable[[str], None]) -> WorkerResources:
     """Resources per worker on the cluster, waiting up to `scaling.wait_s` for it to grow.
 
     Raises:
-        UserError: the cluster has several nodes and the storage is this node's default.
         RunFailed: it did not grow in time.
     """
     deadline = time.monotonic() + scaling.wait_s
-    said = False
-    while True:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        if len(nodes) > 1 and storage_is_default:
-            raise UserError(
-                f"storage.path: not set, and the cluster has {len(nodes)} nodes: name a folder "
-                "that all of them reach (a shared mount or a URI such as s3://bucket/dcd)"
-            )
-        sizes = [
-            Node(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0.0)) for n in nodes
-        ]
-        resources = per_worker(scaling, sizes)
-        if resources is not None:
-            return resources
-        if not said:
-            say(
-                f"waiting for the cluster: {describe_need(scaling)}, it has {describe_nodes(sizes)}"
-            )
-            _ask_for(scaling)
-            said = True
-        if time.monotonic() > deadline:
-            raise RunFailed(
-                f"after {scaling.wait_s:g} s the cluster still has {describe_nodes(sizes)}, but "
-                f"{describe_need(scaling)} (scaling.wait_s sets how long to wait)"
-            )
-        time.sleep(min(2.0, max(0.1, deadline - time.monotonic())))
+    asked: list[dict[str, float]] = []
+    try:
+        while True:
+            sizes = [
+                Node(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0.0))
+                for n in ray.nodes()
+                if n["Alive"]
+            ]
+            resources = per_worker(scaling, sizes)
+            if resources is not None:
+                return resources
+            wanted = _bundles(scaling, sizes)
+            if wanted != asked:
+                say(
+                    f"waiting for the cluster: {describe_need(scaling)}, it has "
+                    f"{describe_nodes(sizes)}"
+                )
+                request_resources(bundles=wanted)
+                asked = wanted
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"after {scaling.wait_s:g} s the cluster still has {describe_nodes(sizes)}, "
+                    f"but {describe_need(scaling)} (scaling.wait_s sets how long to wait)"
+                )
+            time.sleep(min(2.0, max(0.1, deadline - time.monotonic())))
+    finally:
+        if asked:  # or the cluster would stay that large, and cost that much, after the run
+            request_resources(bundles=[])
+
+
+def check_storage_is_shared(*, storage_is_default: bool) -> None:
+    """Refuse a default storage folder, which only this node has, on a cluster of several nodes.
+
+    Raises:
+        UserError: the cluster has several nodes and nobody has chosen the storage.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) > 1 and storage_is_default:
+        raise UserError(
+            f"storage.path: not set, and the cluster has {len(nodes)} nodes: name a folder "
+            "that all of them reach (a shared mount or a URI such as s3://bucket/dcd)"
+        )
 
 
 def train_on_ray(work: Work, shared: Shared, resources: WorkerResources) -> dict[str, float]:
@@ -273,12 +287,11 @@ def _cause(error: BaseException) -> str:
     return f"Ray Train failed: {str(error).strip().splitlines()[-1] if str(error) else error!r}"
 
 
-def _ask_for(scaling: ScalingSpec) -> None:
-    """Tell an autoscaling cluster what is wanted."""
-    from ray.autoscaler.sdk import request_resources
-
+def _bundles(scaling: ScalingSpec, nodes: Sequence[Node]) -> list[dict[str, float]]:
+    """What each worker needs at least, for a cluster that grows on request."""
+    gpus = scaling.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
     cpus = 1 if scaling.cpus_per_worker == "auto" else scaling.cpus_per_worker
-    bundle: dict[str, float] = {"CPU": cpus}
-    if scaling.gpus_per_worker not in ("auto", 0):
-        bundle["GPU"] = float(scaling.gpus_per_worker)
-    request_resources(bundles=[bundle] * scaling.workers)
+    bundle = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
+    return [bundle] * scaling.workers

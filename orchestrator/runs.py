@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.errors import UserError
@@ -83,10 +83,10 @@ def find_run(name: str, storage: Folder) -> Experiment:
     return build_experiment(stored, where=f"{storage.location}/{name}/spec.json")
 
 
-def create_run(run: Run, *, fingerprint: str) -> None:
-    """Write what a run is: its spec, and the fingerprint of its images."""
+def create_run(run: Run, *, fingerprints: Mapping[str, str]) -> None:
+    """Write what a run is: its spec, and the fingerprints of its inputs."""
     run.folder.write_json("spec.json", run.experiment.model_dump(mode="json"))
-    run.folder.write_json("data.json", {"fingerprint": fingerprint})
+    run.folder.write_json("inputs.json", dict(fingerprints))
 
 
 def forget_run(folder: Folder) -> None:

@@ -1,4 +1,5 @@
-"""The experiment: one frozen model per section. Every default is the paper's CIFAR recipe.
+"""The experiment: one frozen model per section. Every default is the paper's CIFAR recipe,
+but for a slower T and b.
 
 The docstring under a field is its documentation in ``dcd schema``; ranges live in the types, rules
 between fields in the validators.

@@ -81,7 +81,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     student, teacher = networks
 
     teacher_metrics: dict[str, float] = {}
-    if teacher is not None:
+    if teacher is not None and _knows_the_classes(teacher, dataset):
         assert work.teacher is not None and work.teacher_pixels is not None
         scores = evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
         teacher_metrics = _teacher_scores("val", scores)
@@ -155,6 +155,11 @@ def _build_networks(
     return student, teacher
 
 
+def _knows_the_classes(teacher: FeatureModel, dataset: Dataset) -> bool:
+    """Whether a teacher's answers can be scored; only the features of another one are of use."""
+    return teacher.num_classes == dataset.num_classes
+
+
 def _of_all_ranks(value: str | None, ranks: Ranks) -> list[str | None]:
     """Every rank's value, on every rank."""
     if ranks.size == 1:
@@ -206,7 +211,11 @@ def _test(
     distiller.load_state_dict(best.state["distiller"])
     if test is not None:
         metrics |= score_metrics("test", evaluate(last, test, pixels=pixels, ranks=ranks))
-        if teacher is not None and work.teacher_pixels is not None:
+        if (
+            teacher is not None
+            and work.teacher_pixels is not None
+            and _knows_the_classes(teacher, dataset)
+        ):
             scores = evaluate(teacher, test, pixels=work.teacher_pixels, ranks=ranks)
             metrics |= _teacher_scores("test", scores)
     return metrics

@@ -33,6 +33,8 @@ COVERED = {
     "dcd sync": ("tests/integration/test_demo.py", 'run(newcomer, "sync")'),
     "dcd ui": ("tests/integration/test_browser.py", 'start(workplace, "ui"'),
     "dcd doctor": ("tests/integration/test_demo.py", 'run(newcomer, "doctor")'),
+    "source .venv/bin/activate": ("Makefile", "VENV ?= .venv"),
+    "ray start --head": ("tests/integration/test_command.py", '"start", "--head"'),
     "dcd schema": ("tests/integration/test_demo.py", '"orchestrator", "schema"'),
     "RAY_AUTH_MODE=token ray job submit --working-dir . -- python -m orchestrator distill "
     "examples/digits.yaml": ("tests/integration/test_command.py", '"--working-dir", "."'),

@@ -69,7 +69,7 @@ def test_one_two_and_four_workers_give_the_losses_of_one_process(
 
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_is_replaced_and_no_number_changes(workplace: Path, teacher: Path) -> None:
-    two = {"scaling.workers": 2, "train.epochs": 6}
+    two = {"scaling.workers": 2, "train.epochs": 40}
     undisturbed = train(teacher, "undisturbed", two)
     killed: list[bool] = []
 
@@ -91,6 +91,24 @@ def test_a_killed_worker_is_replaced_and_no_number_changes(workplace: Path, teac
     assert "faults/restarts" not in {
         p.name for p in digits.points(workplace / "dcd_runs" / "undisturbed")
     }
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_fails_when_more_workers_are_lost_than_it_may_replace(
+    workplace: Path, teacher: Path
+) -> None:
+    def kill_one() -> None:
+        folder = workplace / "dcd_runs" / "fragile"
+        digits.wait_until(lambda: 1 in digits.epochs(folder), what="first epoch")
+        os.kill(digits.train_workers()[-1].pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    updates = {"scaling.workers": 1, "scaling.max_failures": 0, "train.epochs": 500}
+    with pytest.raises(RunFailed, match="worker 0 failed"):
+        train(teacher, "fragile", updates)
+    thread.join()
+    assert list((workplace / "dcd_runs" / "fragile" / "checkpoints").glob("*.json"))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -135,3 +153,19 @@ def test_local_statistics_are_scored_as_they_are_saved(workplace: Path, teacher:
     assert path is not None
     best = int(outcome.metrics["best_epoch"])
     assert float(loss) == pytest.approx(digits.epochs(path)[best]["val/loss"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_default_folder_is_refused_where_other_nodes_would_not_see_it(
+    workplace: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    one = ray.nodes()
+    # A second machine, as far as Ray's list goes; a real one would not share this disk.
+    monkeypatch.setattr(ray, "nodes", lambda: [*one, *one])
+    with pytest.raises(UserError, match=r"storage\.path: not set, and the cluster has 2 nodes"):
+        train(teacher, "spread", {"scaling.workers": 1})
+    assert not (workplace / "dcd_runs" / "spread" / "spec.json").exists()
+    path = str(workplace / "shared")
+    assert train(teacher, "spread", {"scaling.workers": 1, "storage.path": path})

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import tiny_networks
 import torch
-from tiny_experiment import run_quietly, tiny_experiment, tiny_values, write_experiment
+from tiny_experiment import (
+    run_quietly,
+    save_teacher,
+    tiny_experiment,
+    tiny_values,
+    write_experiment,
+)
 from tiny_networks import Tiny
 from torch import Tensor, nn
 
@@ -232,3 +238,70 @@ def test_a_fitted_teacher_may_not_cut_the_students_images_otherwise(
     }
     with pytest.raises(UserError, match=rf"teacher\.fit\.data\.{field}: .* validation or test"):
         read_inputs(tiny_experiment(teacher_file, updates))
+
+
+@pytest.mark.parametrize("num_classes", [7, 12])
+def test_a_teacher_of_other_classes_teaches_by_its_features_alone(
+    tmp_path: Path, num_classes: int
+) -> None:
+    teacher = save_teacher(tmp_path, num_classes=num_classes)
+    updates = {
+        "teacher.num_classes": num_classes,
+        "teacher.min_top1": None,
+        "objective.method": "dcd",
+    }
+    spec = tiny_experiment(teacher, updates)
+    outcome = run_quietly(spec)
+    assert outcome.metrics["test/top1"] >= 0
+    assert not [name for name in outcome.metrics if name.startswith("teacher/")]
+    assert any("only its features are used" in note for note in read_inputs(spec).notes)
+    with pytest.raises(UserError, match=r"teacher\.min_top1: .* drop min_top1"):
+        read_inputs(tiny_experiment(teacher, {**updates, "teacher.min_top1": 50.0}))
+    with pytest.raises(UserError, match="kd_weight: 0"):
+        read_inputs(tiny_experiment(teacher, {**updates, "objective.method": "dcd+kd"}))
+
+
+def test_a_run_does_not_go_on_with_another_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save_teacher(tmp_path, seed=0)
+    other = save_teacher(tmp_path, seed=1)
+    broken = {"count": 0}
+
+    def stop_in_the_second_epoch(network: Tiny, images: Tensor) -> Tensor:
+        broken["count"] += network.training
+        if broken["count"] > 3:
+            raise KeyboardInterrupt
+        return images
+
+    monkeypatch.setattr(tiny_networks, "on_forward", stop_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        run_quietly(tiny_experiment(file))
+    monkeypatch.setattr(tiny_networks, "on_forward", None)
+    kept = file.read_bytes()
+    file.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match="started on other teacher's weights"):
+        run_quietly(tiny_experiment(file))
+    file.write_bytes(kept)
+    assert run_quietly(tiny_experiment(file)).metrics["best_epoch"] in (1.0, 2.0)
+
+
+def test_printed_commands_find_a_run_that_lies_elsewhere(
+    teacher_file: Path, workplace: Path, tmp_path: Path
+) -> None:
+    values = tiny_values(teacher_file, {"storage.path": str(tmp_path / "other place")})
+    spec = write_experiment(workplace / "run.yaml", values)
+    command = [sys.executable, "-m", "orchestrator", "distill"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(HERE)])}
+    environment |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    first = subprocess.run(
+        [*command, str(spec), "--set", "tracking.enabled=true"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    assert f"`dcd sync tiny --storage '{tmp_path}/other place'` sends it" in first.stdout
+    assert "tiny: tracked at http://127.0.0.1:9" in first.stderr
+    sync = [sys.executable, "-m", "orchestrator", "sync", "tiny", "--storage", "other place"]
+    again = subprocess.run(sync, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "tiny: 0 points, not sent yet" in again.stdout

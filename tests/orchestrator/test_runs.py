@@ -42,7 +42,7 @@ def storage(tmp_path: Path) -> Folder:
 def start(experiment: Experiment, storage: Folder, *, epochs: int = 0) -> Folder:
     """What a run of so many finished epochs has left on the disk."""
     run = open_run(experiment, storage, new=False)
-    create_run(run, fingerprint="f" * 16)
+    create_run(run, fingerprints={"images": "f" * 16})
     write_state(run.folder, "running")
     for epoch in range(1, epochs + 1):
         (run.folder / "checkpoints").write(f"epoch_{epoch:04d}.pt", b"")
@@ -124,7 +124,7 @@ def test_new_takes_the_next_free_number(storage: Folder) -> None:
     assert second.experiment.name == "run-2"
     assert second.folder.location == f"{storage.location}/run-2"
     assert second.state is None
-    create_run(second, fingerprint="f" * 16)
+    create_run(second, fingerprints={"images": "f" * 16})
     assert open_run(spec(), storage, new=True).experiment.name == "run-3"
     assert open_run(spec(seed=9), storage, new=True).experiment.name == "run-3"
 
