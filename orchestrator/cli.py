@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -22,7 +21,6 @@ import typer
 from orchestrator.errors import Interrupted, OrchestratorError, UserError
 
 if TYPE_CHECKING:
-    from orchestrator.distillation import Outcome
     from orchestrator.spec import Experiment
 
 app = typer.Typer(
@@ -97,15 +95,16 @@ def distill(
     spec = _spec_to_run(experiment, overrides, resume=resume, new=new, storage=storage)
 
     from orchestrator.distillation import distill as run_distillation
+    from orchestrator.summary import describe_outcome, storage_option
 
     try:
         outcome = run_distillation(spec, new=new)
     except Interrupted as error:
-        command = f"dcd distill --resume {error.run}{_storage_option(spec)}"
+        command = f"dcd distill --resume {error.run}{storage_option(spec)}"
         text = f"go on with: {command}" if error.run else "no run had been started"
         print(f"\nstopped; {text}", file=sys.stderr)
         raise
-    _show(outcome, spec)
+    print(describe_outcome(outcome, spec))
 
 
 @app.command()
@@ -227,62 +226,6 @@ def _spec_to_run(
 
     folder = storage_folder(_absolute(storage))
     return changed(find_run(resume, folder), {"storage.path": folder.location})
-
-
-def _show(outcome: Outcome, spec: Experiment) -> None:
-    """The result, on standard output."""
-    from orchestrator.tracking import has_pending
-
-    metrics = outcome.metrics
-    if outcome.already_finished:
-        print(f"{outcome.run} is already finished: {outcome.folder.location}")
-    rows = [
-        ("teacher", metrics.get("teacher/val_top1"), metrics.get("teacher/test_top1")),
-        (
-            f"student, best epoch ({metrics['best_epoch']:.0f})",
-            metrics["val/top1"],
-            metrics.get("test/top1"),
-        ),
-        ("student, last epoch", metrics["val/top1_last"], metrics.get("test/top1_last")),
-    ]
-    print(f"\n{'':<28}{'val top-1':>10}{'test top-1':>12}")
-    for name, val, test in rows:
-        if val is not None:
-            test_text = "-" if test is None else f"{test:.2f} %"
-            print(f"{name:<28}{val:>8.2f} %{test_text:>12}")
-    print(f"\nrun      {outcome.run} in {outcome.folder.location}")
-    print(f"student  orchestrator.load_student({outcome.folder.location!r})")
-    report = outcome.tracking
-    sync_command = f"dcd sync {outcome.run}{_storage_option(spec)}"
-    if outcome.already_finished and has_pending(outcome.folder):
-        print(f"MLflow   not all is sent yet: `{sync_command}` sends it")
-        return
-    if report is not None and report.model_uri:
-        print(f"MLflow   mlflow.pyfunc.load_model({report.model_uri!r})")
-    if report is not None and report.pending:
-        print(f"MLflow   not all is sent yet ({report.pending}): `{sync_command}` sends it")
-    elif spec.tracking.enabled:
-        print(f"browse   dcd ui{_uri_option(spec)}")
-
-
-def _storage_option(spec: Experiment) -> str:
-    """What a command in this directory must be told to find the experiment's runs."""
-    from orchestrator.places import storage_folder
-
-    location = storage_folder(spec.storage.path).location
-    here = location == str(Path.cwd() / "dcd_runs")
-    return "" if here else f" --storage {shlex.quote(location)}"
-
-
-def _uri_option(spec: Experiment) -> str:
-    """What `dcd ui` in this directory must be told to show the experiment's runs."""
-    from orchestrator.mlflow_client import without_password
-    from orchestrator.places import tracking_place
-    from orchestrator.tracking import default_tracking_uri
-
-    uri, _ = tracking_place(spec.tracking.uri)
-    known = (default_tracking_uri(Path.cwd()), os.environ.get("MLFLOW_TRACKING_URI"))
-    return "" if uri in known else f" --uri {shlex.quote(without_password(uri))}"
 
 
 def _absolute(path: str | None) -> str | None:

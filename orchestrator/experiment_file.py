@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -13,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
 from orchestrator.spec import METHOD_WEIGHTS, Experiment
 
@@ -127,9 +127,8 @@ def describe(error: ValidationError, model: type[BaseModel], *, where: str) -> s
         path = ".".join(keys)
         if item["type"] == "extra_forbidden":
             names = _field_names(model, keys[:-1])
-            near = difflib.get_close_matches(keys[-1], names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
-            texts[path] = [f"unknown key {keys[-1]!r}; {hint}"]
+            hint = nearest(keys[-1], names) or f"; known keys: {', '.join(names)}"
+            texts[path] = [f"unknown key {keys[-1]!r}{hint}"]
         elif item["type"] == "missing":
             texts[path] = ["is missing"]
         elif item["type"] == "value_error":
@@ -140,8 +139,7 @@ def describe(error: ValidationError, model: type[BaseModel], *, where: str) -> s
             text = re.sub(r"valid dictionary or instance of \w+", "mapping of keys to values", text)
             if item["type"] == "literal_error" and isinstance(item["input"], str):
                 choices = re.findall(r"'([^']+)'", str(item["ctx"]["expected"]))
-                near = difflib.get_close_matches(item["input"], choices, n=1, cutoff=0.5)
-                hints[path] = f"; did you mean {near[0]!r}?" if near else ""
+                hints[path] = nearest(item["input"], choices)
             known = texts.setdefault(path, [])
             known.append(text.removeprefix("should be ") if known else text)
             found[path] = f", found {_short(item['input'])}"

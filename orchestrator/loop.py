@@ -92,11 +92,8 @@ def train(
     reporter.report(dict(enumerate(done.history, start=1)) if done else {})
 
     module = _across_ranks(distiller, training.images[:2], ranks=ranks)
-    peak_lrs = [group["lr"] for group in optimizer.param_groups]
-    if done is not None:
-        peak_lrs = [group["peak_lr"] for group in optimizer.param_groups]
-    for group, lr in zip(optimizer.param_groups, peak_lrs, strict=True):
-        group["peak_lr"] = lr
+    for group in optimizer.param_groups:
+        group.setdefault("peak_lr", group["lr"])  # a resumed optimizer brings it
 
     for epoch in range(done.epoch + 1 if done else 1, recipe.epochs + 1):
         _seed_everything(recipe.seed, epoch, ranks.rank)
@@ -130,8 +127,8 @@ def train(
             "time/epoch_seconds": seconds,
             "time/images_per_second": len(training.labels) / seconds,
         }
-        if distiller.log_temperature is not None and distiller.bias is not None:
-            metrics["dcd/temperature"] = float(distiller.log_temperature.detach().exp())
+        if distiller.temperature is not None and distiller.bias is not None:
+            metrics["dcd/temperature"] = float(distiller.temperature)
             metrics["dcd/bias"] = float(distiller.bias.detach())
         best = done.best if done else Best(epoch, scores.top1)
         done = Checkpoint(
@@ -205,11 +202,10 @@ def _train_epoch(
     meter = Meter(device=ranks.device)
     order = sample_order(recipe.data_seed, epoch, training.indices)  # (M,)
     steps = order.split(recipe.batch_size)
-    peak_lrs = [group["peak_lr"] for group in optimizer.param_groups]
     for step, batch in enumerate(steps):
         factor = recipe.lr_factor(epoch - 1 + step / len(steps))
-        for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
-            group["lr"] = peak_lr * factor
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
         micro_batches = _micro_batches(
             batch,
             teacher,

@@ -13,7 +13,6 @@ import hashlib
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,22 +48,18 @@ class SyncReport(NamedTuple):
     """The student in MLflow, once it is there."""
 
 
-def sync_run(
-    run: Folder, *, deadline_s: float | None = None, journal: Journal | None = None
-) -> SyncReport:
+def sync_run(run: Folder, *, journal: Journal | None = None) -> SyncReport:
     """Send what MLflow does not have yet. Server trouble is reported, never raised.
 
     Args:
         run: the run's folder.
-        deadline_s: begin nothing new after this many seconds.
         journal: the run's journal, when the caller keeps one that has been read already.
     """
-    deadline = time.monotonic() + (float("inf") if deadline_s is None else deadline_s)
     sync: _Sync | None = None
     pending = None
     try:
         with _alone(run):
-            sync = _Sync(run, journal or Journal(run), deadline)
+            sync = _Sync(run, journal or Journal(run))
             pending = sync.send()
     except Unsent as reason:
         pending = str(reason)
@@ -88,10 +83,9 @@ def has_pending(run: Folder) -> bool:
 class _Sync:
     """One sync of one run."""
 
-    def __init__(self, run: Folder, journal: Journal, deadline: float) -> None:
+    def __init__(self, run: Folder, journal: Journal) -> None:
         self.run = run
         self.journal = journal
-        self.deadline = deadline
         self.request: dict[str, Any] = run.read_json(REQUEST) or {}
         self.finish: dict[str, Any] | None = run.read_json(FINISH)
         self.state = _read_state(run, self.request)
@@ -107,10 +101,7 @@ class _Sync:
         last_number = self.journal.last_number
         if not self.request or not _is_behind(self.state, self.request, self.finish, last_number):
             return None
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0:
-            raise Unsent("out of time")
-        with connect(self.request["uri"], timeout_s=min(remaining, 3.0)) as client:
+        with connect(self.request["uri"]) as client:
             info = self._ensure_run(client)
             self._describe(client, info.run_id)
             self._send_points(client, info.run_id, last_number)
@@ -127,14 +118,12 @@ class _Sync:
 
     def _describe(self, client: MlflowClient, run_id: str) -> None:
         if self.state.get("described") != self.request["revision"]:
-            self._check_deadline()
             describe_run(client, run_id, self.request)
             self._note(described=self.request["revision"])
 
     def _send_points(self, client: MlflowClient, run_id: str, last_number: int) -> None:
         sent_through = self.state.get("sent_through", 0)
         if last_number > sent_through:
-            self._check_deadline()
             points = self.journal.points(after=sent_through, until=last_number)
             self.sent_points += send_points(client, run_id, points)
             self._note(sent_through=last_number)
@@ -145,11 +134,9 @@ class _Sync:
                 client.update_run(info.run_id, status="RUNNING")
             self._note(finished=None)
             return None
-        self._check_deadline()
         end_run(client, info.run_id, self.finish)
         problem = None
         if self.finish["student"]:
-            self._check_deadline()
             problem = self._send_student(client, info.run_id, step=self.finish["step"])
         if problem is None:
             self._note(finished=self.finish["key"])
@@ -179,14 +166,12 @@ class _Sync:
                 )
             except (mlflow_student.NotExportable, UserError) as error:
                 return f"the student cannot become an MLflow model: {error}"
-            self._check_deadline()
             points = self.journal.points()
             scores = {p.name: p for p in points if about.metrics.get(p.name) == p.value}
             send_points(client, run_id, scores.values(), model_id=model_id)
             self._note(model={"digest": digest, "id": model_id})
         name = self.request["register"]
         if name is not None and self.state.get("registered") != self.model_uri:
-            self._check_deadline()
             try:
                 score = mlflow_registry.Score(
                     mlflow_registry.SELECTION_METRIC,
@@ -201,10 +186,6 @@ class _Sync:
             )
             self._note(registered=self.model_uri)
         return None
-
-    def _check_deadline(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise Unsent("out of time")
 
     def _note(self, **changes: Any) -> None:
         self.state |= changes

@@ -17,6 +17,7 @@ from orchestrator.places import find_places
 from orchestrator.resources import joins_cluster, local_resources
 from orchestrator.run_tracking import shown_values
 from orchestrator.runs import open_run
+from orchestrator.sources import num_parameters
 from orchestrator.spec import Experiment
 
 _MIB = 2**20
@@ -96,7 +97,7 @@ def _teacher(inputs: Inputs) -> str:
 
 def _student(inputs: Inputs) -> str:
     experiment = inputs.experiment
-    parameters = sum(p.numel() for p in inputs.student.parameters())
+    parameters = num_parameters(inputs.student)
     text = f"{experiment.student.source}, {parameters:,} parameters"
     if experiment.objective.dcd_weight > 0:
         distiller = build_distiller(
@@ -106,7 +107,7 @@ def _student(inputs: Inputs) -> str:
             micro_batch_size=experiment.train.micro_batch_size,
             seed=experiment.seed,
         )
-        heads = sum(p.numel() for p in distiller.parameters()) - parameters
+        heads = num_parameters(distiller) - parameters
         assert distiller.log_temperature is not None and distiller.bias is not None
         temperature, bias = distiller.log_temperature.exp().item(), distiller.bias.item()
         text += (

@@ -193,10 +193,6 @@ class Tracker:
         """Begin to send."""
         self._thread.start()
 
-    def notify(self) -> None:
-        """There is something new: send it now, unless the server is being given time."""
-        self._wake.set()
-
     def close(self, timeout_s: float) -> SyncReport:
         """Send what is left and stop.
 

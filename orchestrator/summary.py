@@ -1,0 +1,60 @@
+"""What a finished run prints: its scores, and where to find what it left."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from orchestrator.distillation import Outcome
+from orchestrator.mlflow_client import without_password
+from orchestrator.places import storage_folder, tracking_place
+from orchestrator.spec import Experiment
+from orchestrator.tracking import default_tracking_uri, has_pending
+
+
+def describe_outcome(outcome: Outcome, spec: Experiment) -> str:
+    """The result as text."""
+    metrics, location = outcome.metrics, outcome.folder.location
+    lines = [f"{outcome.run} is already finished: {location}"] if outcome.already_finished else []
+    lines += ["", f"{'':<28}{'val top-1':>10}{'test top-1':>12}"]
+    best = f"student, best epoch ({metrics['best_epoch']:.0f})"
+    for name, val, test in (
+        ("teacher", metrics.get("teacher/val_top1"), metrics.get("teacher/test_top1")),
+        (best, metrics["val/top1"], metrics.get("test/top1")),
+        ("student, last epoch", metrics["val/top1_last"], metrics.get("test/top1_last")),
+    ):
+        if val is not None:
+            test_text = "-" if test is None else f"{test:.2f} %"
+            lines.append(f"{name:<28}{val:>8.2f} %{test_text:>12}")
+    lines += ["", f"run      {outcome.run} in {location}"]
+    lines.append(f"student  orchestrator.load_student({location!r})")
+    return "\n".join([*lines, *_mlflow_lines(outcome, spec)])
+
+
+def storage_option(spec: Experiment) -> str:
+    """What a command in this directory must be told to find the experiment's runs."""
+    location = storage_folder(spec.storage.path).location
+    here = location == str(Path.cwd() / "dcd_runs")
+    return "" if here else f" --storage {shlex.quote(location)}"
+
+
+def _mlflow_lines(outcome: Outcome, spec: Experiment) -> list[str]:
+    sync = f"`dcd sync {outcome.run}{storage_option(spec)}` sends it"
+    if outcome.already_finished and has_pending(outcome.folder):
+        return [f"MLflow   not all is sent yet: {sync}"]
+    report, lines = outcome.tracking, []
+    if report is not None and report.model_uri:
+        lines.append(f"MLflow   mlflow.pyfunc.load_model({report.model_uri!r})")
+    if report is not None and report.pending:
+        lines.append(f"MLflow   not all is sent yet ({report.pending}): {sync}")
+    elif spec.tracking.enabled:
+        lines.append(f"browse   dcd ui{_uri_option(spec)}")
+    return lines
+
+
+def _uri_option(spec: Experiment) -> str:
+    """What `dcd ui` in this directory must be told to show the experiment's runs."""
+    uri, _ = tracking_place(spec.tracking.uri)
+    known = (default_tracking_uri(Path.cwd()), os.environ.get("MLFLOW_TRACKING_URI"))
+    return "" if uri in known else f" --uri {shlex.quote(without_password(uri))}"
