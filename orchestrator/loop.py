@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dcd_core import (
     Distiller,
@@ -27,8 +25,9 @@ from dcd_core import (
     shares,
     train_step,
 )
+from orchestrator.across_ranks import newest_checkpoint, share_buffers, train_across_ranks
 from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
-from orchestrator.errors import Diverged, RunFailed
+from orchestrator.errors import Diverged
 from orchestrator.evaluation import Images, PixelStatistics, Scores, evaluate, score_metrics
 from orchestrator.reporter import Ranks, Reporter
 
@@ -81,7 +80,7 @@ def train(
     ranks = reporter.ranks
     # The scale of fp16 gradients is found by the scaler, which skips the steps that overflow.
     scaler = torch.amp.GradScaler(ranks.device.type) if recipe.precision == torch.float16 else None
-    done = _newest(checkpoints, ranks)
+    done = newest_checkpoint(checkpoints, ranks)
     if done is not None:
         distiller.load_state_dict(done.state["distiller"])
         optimizer.load_state_dict(done.state["optimizer"])
@@ -91,7 +90,7 @@ def train(
     # What an epoch reported may have been lost with the process that reported it.
     reporter.report(dict(enumerate(done.history, start=1)) if done else {})
 
-    module = _across_ranks(distiller, training.images[:2], ranks=ranks)
+    module = train_across_ranks(distiller, training.images[:2], ranks=ranks)
     for group in optimizer.param_groups:
         group.setdefault("peak_lr", group["lr"])  # a resumed optimizer brings it
 
@@ -117,7 +116,7 @@ def train(
             )
             raise _diverged(f"{term} was not finite in epoch {epoch}, step {step + 1}", done)
         seconds = time.perf_counter() - started
-        _share_buffers(distiller, ranks)
+        share_buffers(distiller, ranks)
         scores = evaluate(distiller.student, validation, pixels=recipe.student_pixels, ranks=ranks)
         _check_finite(distiller, scores, scaler, epoch=epoch, done=done)
         metrics = {
@@ -146,16 +145,6 @@ def train(
         reporter.report({epoch: metrics})
     assert done is not None  # epochs >= 1
     return done
-
-
-def _share_buffers(distiller: Distiller, ranks: Ranks) -> None:
-    """Give all ranks rank 0's buffers, which are those that a checkpoint keeps.
-
-    Local BatchNorm leaves different statistics on each; otherwise they are equal already.
-    """
-    if ranks.size > 1:
-        for buffer in distiller.buffers():
-            dist.broadcast(buffer, src=0)
 
 
 def _check_finite(
@@ -284,51 +273,6 @@ def _teach(
     with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
         output = teacher(inputs)
     return output.logits[: len(images)], output.features[: len(images)]
-
-
-def _newest(checkpoints: Checkpoints, ranks: Ranks) -> Checkpoint | None:
-    """The newest checkpoint that rank 0 finds whole: all ranks must go on from the same."""
-    done = checkpoints.latest() if ranks.rank == 0 else None
-    if ranks.size == 1:
-        return done
-    epoch = [done.epoch if done is not None else None]
-    dist.broadcast_object_list(epoch, src=0)
-    if ranks.rank == 0 or epoch[0] is None:
-        return done
-    found = checkpoints.load(epoch[0])
-    if found is None:
-        raise RunFailed(
-            f"rank {ranks.rank} cannot read the checkpoint of epoch {epoch[0]} that rank 0 reads"
-        )
-    return found
-
-
-def _across_ranks(distiller: Distiller, images: Tensor, *, ranks: Ranks) -> nn.Module:
-    """The module to train: in DDP when there is more than one rank.
-
-    DDP waits for the gradient of every parameter unless told that some get none, as those of an
-    auxiliary head; a backward pass over two images finds out.
-    """
-    if ranks.size == 1:
-        return distiller
-    distiller.eval()  # leaves the running statistics alone
-    features = None
-    if distiller.teacher_head is not None:
-        features = torch.zeros(len(images), distiller.teacher_head.in_features, device=ranks.device)
-    output = distiller(images.to(ranks.device).float() / 255, features)
-    parts = [output.logits, output.student_embedding, output.teacher_embedding]
-    total = torch.stack([part.sum() for part in parts if part is not None]).sum()
-    weights = [p for p in distiller.student.parameters() if p.requires_grad]
-    unused = any(g is None for g in torch.autograd.grad(total, weights, allow_unused=True))
-    if unused:
-        logger.info(
-            "some of the student's parameters get no gradient: DDP looks for them each step"
-        )
-    return DistributedDataParallel(
-        distiller,
-        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        find_unused_parameters=unused,
-    )
 
 
 def _seed_everything(seed: int, epoch: int, rank: int) -> None:
