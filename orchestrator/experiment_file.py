@@ -15,36 +15,11 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
 from orchestrator.spec import METHOD_WEIGHTS, Experiment
+from search_spaces import parse_yaml
 
 # Sections and fields that say where a run happens, not what it computes; see `identity`.
 _PLACEMENT_SECTIONS = ("tracking", "storage")
 _PLACEMENT_FIELDS = ("cpus_per_worker", "gpus_per_worker", "wait_s", "max_failures")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string and lets a repeated key win silently; this one does not."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _unique_keys(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} appears twice", key_node.start_mark
-            )
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_keys)
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -55,7 +30,8 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     """
     values = _read_yaml(Path(path))
     for override in overrides:
-        _apply(values, override)
+        key, value = parse_override(override)
+        _set(values, key.split("."), value, f"--set {override}")
     return build_experiment(values, where=str(path))
 
 
@@ -159,7 +135,7 @@ def is_uri(text: str) -> bool:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such experiment file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -171,15 +147,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def parse_override(override: str, *, option: str = "--set") -> tuple[str, Any]:
+    """The dotted path and the value of ``a.b=value``.
+
+    Raises:
+        UserError: it is nothing of the kind; names the option.
+    """
     path, separator, text = override.partition("=")
     if not separator or not path.strip():
-        raise UserError(f"--set {override}: expected PATH=VALUE, as in objective.kd_weight=0.5")
+        raise UserError(f"{option} {override}: expected PATH=VALUE, as in objective.kd_weight=0.5")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        return path.strip(), parse_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not valid YAML") from error
-    _set(values, path.strip().split("."), value, f"--set {override}")
+        raise UserError(f"{option} {override}: the value is not valid YAML") from error
 
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> None:

@@ -13,18 +13,48 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from search_spaces._check import check_space, did_you_mean
-from search_spaces._space import Kind, Parameter, Scalar, Space
+from search_spaces._check import check_space
+from search_spaces._domain import Kind, Parameter, Scalar
+from search_spaces._goal import Goal, Mode
+from search_spaces._inert import inert_parameters
+from search_spaces._names import did_you_mean
+from search_spaces._narrow import narrow
+from search_spaces._points import corner_points, first_point, grid_points, is_active
+from search_spaces._scheduler import Asha, Median, Pbt
+from search_spaces._space import Around, Space
+from search_spaces._yaml import parse_yaml
 
 __all__ = [
+    "Around",
+    "Asha",
+    "Goal",
     "Kind",
+    "Median",
+    "Mode",
     "Parameter",
+    "Pbt",
     "Scalar",
     "Space",
     "available_spaces",
     "check_space",
+    "corner_points",
+    "first_point",
+    "grid_points",
+    "inert_parameters",
+    "is_active",
     "load_space",
+    "narrow",
+    "parse_yaml",
 ]
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "parameters": Parameter,
+    "objectives": Goal,
+    "asha": Asha,
+    "median": Median,
+    "pbt": Pbt,
+    "around": Around,
+}
 
 _SHIPPED = Path(__file__).parent
 
@@ -36,6 +66,8 @@ def available_spaces() -> list[str]:
 
 def load_space(name_or_path: str | Path, spec_class: type[BaseModel]) -> Space:
     """Read a shipped space by name, or a YAML file of your own, and check it.
+
+    A space with `around` comes as it is written: `narrow` it before use.
 
     Args:
         name_or_path: a name from `available_spaces`; what ends in ``.yaml`` or ``.yml`` or has a
@@ -57,28 +89,6 @@ def load_space(name_or_path: str | Path, spec_class: type[BaseModel]) -> Space:
     return space
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's reading of ``1e-3``, a number, and no key that silently overrides its twin."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} appears twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("+-.0123456789"),
-)
-
-
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
@@ -94,7 +104,7 @@ def _find(name_or_path: str | Path) -> Path:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: no such file; the shipped spaces are {', '.join(available_spaces())}"
@@ -113,7 +123,7 @@ def _first_mistake(error: ValidationError) -> str:
     if item["type"] == "missing":
         return f"{place}is missing"
     if item["type"] == "extra_forbidden":
-        model = Parameter if names[0] == "parameters" else Space
+        model = _SECTIONS[names[0]] if len(names) > 1 else Space
         known = list(model.model_fields)
         hint = did_you_mean(names[-1], known) or f"; known keys: {', '.join(known)}"
         return f"{place}unknown key {names[-1]!r}{hint}"

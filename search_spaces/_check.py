@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from search_spaces._space import Parameter, Scalar, Space
+from search_spaces._domain import Parameter, Scalar
+from search_spaces._names import did_you_mean
+from search_spaces._space import Space
 
 _BIAS = "objective.init_bias"
 _CONTRAST = "objective.contrast"
@@ -44,12 +44,6 @@ def check_space(space: Space, spec_class: type[BaseModel], *, where: str) -> Non
             )
     _check_conditions(space, settings, where=where)
     _check_first(space, settings, where=where)
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the name that is most like this one, or nothing."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class _Setting(NamedTuple):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -11,9 +12,19 @@ import pytest
 import yaml
 
 import search_spaces
+from dcd_core import build_model
 from orchestrator.experiment_file import build_experiment, changed, flatten
 from orchestrator.spec import Experiment
-from search_spaces import Parameter, Space, available_spaces, check_space, load_space
+from search_spaces import (
+    Goal,
+    Parameter,
+    Space,
+    available_spaces,
+    check_space,
+    corner_points,
+    load_space,
+    narrow,
+)
 
 FOLDER = Path(search_spaces.__file__).parent
 
@@ -51,8 +62,15 @@ def refusal(tmp_path: Path) -> Refusal:
 
 
 def test_the_shipped_spaces_are_listed_by_name() -> None:
-    assert {"dcd", "dcd_paper", "optim"} <= set(available_spaces())
     assert available_spaces() == sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    assert available_spaces() == [
+        "dcd",
+        "dcd_fine",
+        "dcd_paper",
+        "optim",
+        "pbt_schedule",
+        "student",
+    ]
 
 
 @pytest.mark.parametrize("name", available_spaces())
@@ -60,22 +78,50 @@ def test_a_shipped_space_loads_by_name_and_by_path(name: str) -> None:
     space = load_space(name, Experiment)
     assert load_space(FOLDER / f"{name}.yaml", Experiment) == space
     assert load_space(str(FOLDER / f"{name}.yaml"), Experiment) == space
-    assert space.metric == "val/top1"
+    assert space.goals[0] == Goal(metric="val/top1", mode="max")
+
+
+@pytest.mark.parametrize("method", ["ce", "kd", "dcd", "dcd+kd"])
+@pytest.mark.parametrize("name", available_spaces())
+def test_every_corner_of_a_shipped_space_makes_a_valid_experiment(name: str, method: str) -> None:
+    experiment = changed(_experiment(), {"objective.method": method})
+    space, base = load_space(name, Experiment), flatten(experiment.model_dump())
+    if space.around is not None:
+        if method == "ce":
+            return  # nothing to be near to
+        space = narrow(space, base, where="a run")
+        check_space(space, Experiment, where="narrowed")
+    for _, settings in corner_points(space, base):
+        values = flatten(changed(experiment, settings).model_dump())
+        assert {path: values[path] for path in settings} == settings
 
 
 @pytest.mark.parametrize("name", available_spaces())
-def test_every_end_of_a_shipped_space_makes_a_valid_experiment(name: str) -> None:
+def test_a_space_is_the_same_after_a_way_through_json(name: str) -> None:
     space = load_space(name, Experiment)
-    start = changed(_experiment(), space.first)
-    for path, parameter in space.parameters.items():
-        values = parameter.values[:2] if parameter.kind == "quniform" else parameter.values
-        for value in values:
-            condition = {other: allowed[-1] for other, allowed in parameter.when.items()}
-            experiment = changed(start, condition | {path: value})
-            assert flatten(experiment.model_dump())[path] == value
+    assert Space.model_validate(json.loads(space.model_dump_json())) == space
 
 
-@pytest.mark.parametrize("name", ["dcd", "optim"])
+def test_the_student_space_has_built_in_networks_of_widely_differing_size() -> None:
+    space = load_space("student", Experiment)
+    names = [str(value) for value in space.parameters["student.source"].values]
+    models = [build_model(name, num_classes=10) for name in names]
+    sizes = [sum(p.numel() for p in model.parameters()) for model in models]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 50 * sizes[0]
+    assert space.goals[1] == Goal(metric="student/parameters", mode="min")
+
+
+def test_the_fine_space_searches_what_the_dcd_space_does_in_wider_ranges() -> None:
+    fine, coarse = load_space("dcd_fine", Experiment), load_space("dcd", Experiment)
+    assert list(fine.parameters) == list(coarse.parameters)
+    for path, parameter in coarse.parameters.items():
+        ends = parameter.values if parameter.kind == "choice" else parameter.ends()
+        assert all(fine.parameters[path].contains(value) for value in ends)
+        assert fine.parameters[path].when == parameter.when
+
+
+@pytest.mark.parametrize("name", ["dcd", "optim", "pbt_schedule", "student"])
 def test_the_first_trial_is_what_distilling_without_a_search_gives(name: str) -> None:
     defaults = _experiment()
     assert changed(defaults, load_space(name, Experiment).first) == defaults
@@ -176,12 +222,19 @@ def test_unknown_and_missing_keys_are_named(refusal: Refusal) -> None:
     assert refusal({"optimizer.lr": {"unifrom": [0.1, 0.2]}}) == (
         "parameters.optimizer.lr.unifrom: unknown key 'unifrom'; did you mean 'uniform'?"
     )
+    assert refusal(lr, asha={"gracee": 3}) == (
+        "asha.gracee: unknown key 'gracee'; did you mean 'grace'?"
+    )
+    assert refusal(lr, pbt={"size": 3}) == (
+        "pbt.size: unknown key 'size'; known keys: population, interval"
+    )
+    assert refusal(lr, objectives=[{"metrik": "val/top1"}]) == "objectives.0.metric: is missing"
 
 
 def test_a_wrong_choice_or_type_is_told_with_what_is_allowed(refusal: Refusal) -> None:
     lr = {"optimizer.lr": {"uniform": [0.1, 0.2]}}
     assert refusal(lr, scheduler="hyperband") == (
-        "scheduler: should be 'asha', 'median' or 'none', found 'hyperband'"
+        "scheduler: should be 'asha', 'median', 'pbt' or 'none', found 'hyperband'"
     )
     assert "trials: should be a valid integer, found '4'" in refusal(lr, trials="4")
     assert refusal({}).startswith("parameters: ")
@@ -493,7 +546,7 @@ def test_search_spaces_imports_only_pydantic_yaml_and_the_standard_library() -> 
     allowed = {"pydantic", "yaml", "search_spaces", *sys.stdlib_module_names}
     assert not {"orchestrator", "dcd_core", "torch", "ray", "mlflow"} & allowed
     files = sorted(FOLDER.rglob("*.py"))
-    assert len(files) == 3
+    assert files
     imported: set[str] = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
