@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -42,17 +44,22 @@ def feature_layers(spec: ObjectiveSpec) -> dict[str, str | None]:
     return {"student": layers.student, "teacher": layers.teacher}
 
 
-def build_objective(spec: ObjectiveSpec) -> Objective:
-    """The loss."""
-    return Objective(
-        ce_weight=spec.ce_weight,
-        kd_weight=spec.kd_weight,
-        kd_temperature=spec.kd_temperature,
-        dcd_weight=spec.dcd_weight,
-        consistency_weight=spec.consistency_weight,
-        contrast=spec.contrast,
-        negatives=spec.negatives,
-    )
+def build_objective(spec: ObjectiveSpec) -> Callable[[int], Objective]:
+    """The loss of each epoch, counted from 1."""
+
+    def objective(epoch: int) -> Objective:
+        now = spec.at(epoch)
+        return Objective(
+            ce_weight=now.ce_weight,
+            kd_weight=now.kd_weight,
+            kd_temperature=now.kd_temperature,
+            dcd_weight=now.dcd_weight,
+            consistency_weight=now.consistency_weight,
+            contrast=now.contrast,
+            negatives=now.negatives,
+        )
+
+    return objective
 
 
 def build_distiller(
@@ -65,16 +72,15 @@ def build_distiller(
 ) -> Distiller:
     """All that is learned: the student and, for DCD, the heads and scalars."""
     sigmoid = spec.contrast == "sigmoid"
-    uses_dcd = spec.dcd_weight > 0
     bias = spec.init_bias
     if bias == "auto":
-        bias = default_init_bias(micro_batch_size) if sigmoid and uses_dcd else 0.0
+        bias = default_init_bias(micro_batch_size) if sigmoid and spec.uses_dcd else 0.0
     with torch.random.fork_rng(devices=[]):
         # A stream of its own: with the student's seed the heads would repeat its first draws.
         torch.manual_seed(int(mix(seed, 0, torch.tensor([0]), HEADS_STREAM)))
         return Distiller(
             student,
-            teacher_dim=teacher_dim if uses_dcd else None,
+            teacher_dim=teacher_dim if spec.uses_dcd else None,
             projection_dim=spec.projection_dim,
             init_temperature=spec.init_temperature,
             min_temperature=spec.min_temperature,

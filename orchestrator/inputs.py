@@ -104,7 +104,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
                     "statistics of the student's training images, not by those it was trained with"
                 )
         note = check_classes(
-            network, num_classes=dataset.num_classes, kd_weight=experiment.objective.kd_weight
+            network, num_classes=dataset.num_classes, uses_kd=experiment.objective.uses_kd
         )
         notes += [note] if note else []
         if note and experiment.teacher.min_top1:
@@ -125,6 +125,24 @@ def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> T
         pixels=as_pixels(spec.normalize) or PixelStatistics(package.mean, package.std),
         lineage={"teacher.source": spec.source, "teacher.run": run},
     )
+
+
+def check_student(experiment: Experiment, dataset: Dataset) -> FeatureModel:
+    """Build a student of other settings than those that were read, and run two images through it.
+
+    Raises:
+        UserError: it cannot be built, or cannot train in such batches.
+    """
+    student = build_student(
+        experiment.student,
+        num_classes=dataset.num_classes,
+        images_example=example_images(dataset, student_pixels(experiment.data, dataset)),
+        seed=experiment.seed,
+        feature_layer=feature_layers(experiment.objective)["student"],
+        state=None,
+    )
+    check_small_batches(experiment, student, dataset)
+    return student
 
 
 def check_small_batches(experiment: Experiment, student: FeatureModel, dataset: Dataset) -> None:

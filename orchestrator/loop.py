@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,7 @@ def train(
     distiller: Distiller,
     teacher: FeatureModel | None,
     *,
-    objective: Objective,
+    objective: Callable[[int], Objective],
     optimizer: torch.optim.Optimizer,
     training: Images,
     validation: Images,
@@ -70,6 +71,10 @@ def train(
     reporter: Reporter,
 ) -> Checkpoint:
     """Train from the newest checkpoint, or from the start, to the last epoch.
+
+    Args:
+        objective: the loss of each epoch, counted from 1. A distiller with heads is taught by DCD
+            in some epoch, but need not be in all.
 
     Returns:
         The last checkpoint.
@@ -97,18 +102,20 @@ def train(
     for epoch in range(done.epoch + 1 if done else 1, recipe.epochs + 1):
         _seed_everything(recipe.seed, epoch, ranks.rank)
         started = time.perf_counter()
-        meter = _train_epoch(
-            distiller,
-            module,
-            teacher,
-            epoch=epoch,
-            objective=objective,
-            optimizer=optimizer,
-            scaler=scaler,
-            training=training,
-            recipe=recipe,
-            ranks=ranks,
-        )
+        loss = objective(epoch)
+        with _heads_rest(distiller, optimizer, when=not loss.uses_features):
+            meter = _train_epoch(
+                distiller,
+                module,
+                teacher,
+                epoch=epoch,
+                objective=loss,
+                optimizer=optimizer,
+                scaler=scaler,
+                training=training,
+                recipe=recipe,
+                ranks=ranks,
+            )
         result = meter.result()
         if result.first_bad:
             term, step = min(
@@ -202,6 +209,7 @@ def _train_epoch(
             training=training,
             recipe=recipe,
             ranks=ranks,
+            takes_features=distiller.teacher_head is not None,
             needs_features=objective.uses_features,
             needs_logits=objective.uses_teacher_logits,
         )
@@ -220,6 +228,30 @@ def _train_epoch(
     return meter
 
 
+@contextmanager
+def _heads_rest(
+    distiller: Distiller, optimizer: torch.optim.Optimizer, *, when: bool
+) -> Iterator[None]:
+    """Keep heads, T and b as they are while no term trains them.
+
+    Their gradients are zeros then, and an optimizer would go on with momentum and weight decay: in
+    the paper's CIFAR recipe, heads that wait for fifty epochs would shrink to 6e-5 of their size.
+    It passes parameters over that have no gradient.
+    """
+    students = {id(parameter) for parameter in distiller.student.parameters()}
+    resting = [p for p in distiller.parameters() if when and id(p) not in students]
+
+    def forget_gradients(*_: object) -> None:
+        for parameter in resting:
+            parameter.grad = None
+
+    hook = optimizer.register_step_pre_hook(forget_gradients)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _micro_batches(
     batch: Tensor,
     teacher: FeatureModel | None,
@@ -228,6 +260,7 @@ def _micro_batches(
     training: Images,
     recipe: Recipe,
     ranks: Ranks,
+    takes_features: bool,
     needs_features: bool,
     needs_logits: bool,
 ) -> Iterator[MicroBatch]:
@@ -235,6 +268,9 @@ def _micro_batches(
 
     Args:
         batch: positions in the split, over all ranks, (B,).
+        takes_features: whether the distiller has heads, which do not run without features.
+        needs_features: whether the loss depends on them.
+        needs_logits: whether it depends on the teacher's logits.
     """
     for micro in batch.split(recipe.batch_size // recipe.accumulate):
         counts = shares(len(micro), ranks.size)
@@ -244,20 +280,19 @@ def _micro_batches(
         images = training.images[own].to(ranks.device, non_blocking=True)
         images = recipe.augment(images, indices, epoch)  # (n, C, H, W) uint8
         logits = features = None
-        if (
-            teacher is not None
-            and recipe.teacher_pixels is not None
-            and (needs_logits or needs_features)
-        ):
-            logits, features = _teach(
-                teacher, images, pixels=recipe.teacher_pixels, precision=recipe.precision
-            )
+        if teacher is not None and recipe.teacher_pixels is not None:
+            if needs_logits or needs_features:
+                logits, features = _teach(
+                    teacher, images, pixels=recipe.teacher_pixels, precision=recipe.precision
+                )
+            elif takes_features:  # any will do, and these cost no pass of the teacher
+                features = torch.zeros(len(images), teacher.feature_dim, device=ranks.device)
         pixels = recipe.student_pixels
         yield MicroBatch(
             images=normalize(images, mean=pixels.mean, std=pixels.std),
             labels=training.labels[own].to(ranks.device, non_blocking=True),
             teacher_logits=logits if needs_logits else None,
-            teacher_features=features if needs_features else None,
+            teacher_features=features if takes_features else None,
             counts=counts,
         )
 

@@ -99,7 +99,7 @@ def _student(inputs: Inputs) -> str:
     experiment = inputs.experiment
     parameters = num_parameters(inputs.student)
     text = f"{experiment.student.source}, {parameters:,} parameters"
-    if experiment.objective.dcd_weight > 0:
+    if experiment.objective.uses_dcd:
         distiller = build_distiller(
             inputs.student,
             inputs.teacher_dim,
@@ -126,7 +126,7 @@ def _memory(inputs: Inputs) -> str:
 def _notes(inputs: Inputs) -> Iterator[str]:
     experiment = inputs.experiment
     objective, train = experiment.objective, experiment.train
-    if objective.dcd_weight > 0:
+    if objective.uses_dcd:
         if train.accumulate > 1:
             yield (
                 f"DCD compares the N = {train.micro_batch_size} images of a micro-batch: with "

@@ -94,7 +94,7 @@ def _note(experiment: Experiment, teacher: Teacher | None) -> str:
     student, method = experiment.student.source, experiment.objective.method
     taught = f" from **{teacher.spec.source}**" if teacher is not None else ""
     curves = "`train/*` are the unweighted terms of the loss, `val/top1` the student's accuracy (%)"
-    if experiment.objective.dcd_weight > 0:
+    if experiment.objective.uses_dcd:
         curves += ", `dcd/temperature` and `dcd/bias` what the contrast has learned"
     return (
         f"**{student}** trained with **{method}**{taught}.\n\n"

@@ -152,13 +152,13 @@ def build_network(
     return build_model(source, num_classes=num_classes, in_channels=in_channels)
 
 
-def check_classes(teacher: FeatureModel, *, num_classes: int, kd_weight: float) -> str | None:
+def check_classes(teacher: FeatureModel, *, num_classes: int, uses_kd: bool) -> str | None:
     """Whether the teacher's classes fit the data's.
 
     Args:
         teacher: the teacher.
         num_classes: of the data.
-        kd_weight: weight of the class probabilities in the objective.
+        uses_kd: whether the objective compares class probabilities.
 
     Returns:
         A note for the log when they differ and only features are used; None when they agree.
@@ -168,7 +168,7 @@ def check_classes(teacher: FeatureModel, *, num_classes: int, kd_weight: float) 
     """
     if teacher.num_classes == num_classes:
         return None
-    if kd_weight > 0:
+    if uses_kd:
         raise UserError(
             f"teacher: it has {teacher.num_classes} classes and the data {num_classes}, so its "
             "class probabilities mean nothing here: set objective.kd_weight: 0 (method dcd), or "

@@ -10,7 +10,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -235,6 +242,43 @@ class FeatureLayers(Section):
     """Dotted path in the teacher."""
 
 
+class WeightChange(Section):
+    """Weights that hold from an epoch on; those not given stay what they were."""
+
+    epoch: Annotated[int, Field(ge=2)]
+    """First epoch with these weights, counted from 1."""
+    ce_weight: NonNegative | None = None
+    """As `objective.ce_weight`."""
+    kd_weight: NonNegative | None = None
+    """As `objective.kd_weight`."""
+    dcd_weight: NonNegative | None = None
+    """As `objective.dcd_weight`."""
+    consistency_weight: NonNegative | None = None
+    """As `objective.consistency_weight`."""
+    kd_temperature: Positive | None = None
+    """As `objective.kd_temperature`."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What changes, by the name of its field."""
+        values = {key: getattr(self, key) for key in type(self).model_fields if key != "epoch"}
+        return {key: value for key, value in values.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> WeightChange:
+        if not self.weights:
+            names = ", ".join(key for key in type(self).model_fields if key != "epoch")
+            raise ValueError(
+                f"the change at epoch {self.epoch} changes nothing: give one of {names}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if value is not None}
+
+
 class ObjectiveSpec(Section):
     """ce_weight CE + kd_weight KD + dcd_weight (contrast + consistency_weight consistency)."""
 
@@ -265,6 +309,29 @@ class ObjectiveSpec(Section):
     feature_layer: FeatureLayers | str | None = None
     """Module whose output is the feature, when it is not the input of the classifier: one dotted
     path for both networks, or one for each."""
+    schedule: tuple[WeightChange, ...] = Field((), strict=False)
+    """Weights that change while training, in the order of their epochs."""
+
+    def at(self, epoch: int) -> ObjectiveSpec:
+        """The objective of one epoch, counted from 1, with the weights then in force."""
+        in_force: dict[str, Any] = {"schedule": ()}
+        for change in self.schedule:
+            if change.epoch <= epoch:
+                in_force |= change.weights
+        return self.model_copy(update=in_force)
+
+    @property
+    def uses_kd(self) -> bool:
+        """Whether the teacher's class probabilities count in any epoch."""
+        return any(phase.kd_weight > 0 for phase in self._phases())
+
+    @property
+    def uses_dcd(self) -> bool:
+        """Whether contrast and consistency, and so the projection heads, count in any epoch."""
+        return any(phase.dcd_weight > 0 for phase in self._phases())
+
+    def _phases(self) -> list[ObjectiveSpec]:
+        return [self.at(epoch) for epoch in (1, *(change.epoch for change in self.schedule))]
 
     @model_validator(mode="before")
     @classmethod
@@ -292,6 +359,29 @@ class ObjectiveSpec(Section):
             )
         if self.ce_weight == self.kd_weight == self.dcd_weight == 0:
             raise ValueError("all weights are 0: nothing would be learned")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> ObjectiveSpec:
+        previous = 1
+        for change in self.schedule:
+            place = f"schedule: the change at epoch {change.epoch}"
+            if change.epoch <= previous:
+                raise ValueError(
+                    f"{place} comes after the one at epoch {previous}: list each epoch once, in "
+                    "ascending order"
+                )
+            previous = change.epoch
+            for key, value in change.weights.items():
+                weight = "kd_weight" if key == "kd_temperature" else key
+                if METHOD_WEIGHTS[self.method][weight] is None and value != 0:
+                    raise ValueError(
+                        f"{place} gives {key}, which method {self.method!r} ignores: drop it, or "
+                        "change the method"
+                    )
+            now = self.at(change.epoch)
+            if now.ce_weight == now.kd_weight == now.dcd_weight == 0:
+                raise ValueError(f"{place} makes all weights 0: nothing would be learned")
         return self
 
 
@@ -404,8 +494,14 @@ class Experiment(Section):
                 f"use {math.ceil(self.train.batch_size / shards) * shards}"
             )
         objective = self.objective
+        last_change = max((change.epoch for change in objective.schedule), default=0)
+        if last_change > self.train.epochs:
+            raise ValueError(
+                f"objective.schedule: the change at epoch {last_change} comes after the last of "
+                f"{self.train.epochs} epochs: drop it, or raise train.epochs"
+            )
         if (
-            objective.dcd_weight > 0
+            objective.uses_dcd
             and objective.contrast == "sigmoid"
             and objective.init_bias == "auto"
             and self.train.micro_batch_size < 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch.distributed as dist
@@ -44,6 +45,10 @@ class Work(NamedTuple):
     run: Folder
     lineage: dict[str, str]
     """Tags that say where the student comes from."""
+    teacher_scores: Mapping[str, float] | None = None
+    """The teacher's `teacher/val_*`, where another run has measured them on the same images."""
+    uses_test: bool = True
+    """Whether the students and the teacher are scored on the test split in the end."""
 
 
 class Shared(NamedTuple):
@@ -56,7 +61,7 @@ class Shared(NamedTuple):
 
 
 def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]:
-    """Train, evaluate once on the test split, and leave the student in the run's folder.
+    """Train, evaluate, and leave the best student in the run's folder.
 
     Returns:
         The final metrics; rank 0 has written them to ``result.json`` too.
@@ -82,10 +87,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
 
     teacher_metrics: dict[str, float] = {}
     if teacher is not None and _knows_the_classes(teacher, dataset):
-        assert work.teacher is not None and work.teacher_pixels is not None
-        scores = evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
-        teacher_metrics = _teacher_scores("val", scores)
-        check_teacher(scores.top1, dataset, min_top1=work.teacher.min_top1)
+        teacher_metrics = _score_teacher(work, teacher, dataset, ranks)
     reporter.report({0: teacher_metrics} if teacher_metrics else {})
 
     if ranks.size > 1 and experiment.scaling.synchronised:
@@ -127,6 +129,37 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         _leave_student(work, distiller, dataset, pixels=pixels, metrics=result)
         work.run.write_json("result.json", result)
     return result
+
+
+def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float]:
+    """The teacher on the validation images, for `Work.teacher_scores` of many runs.
+
+    Returns:
+        ``teacher/val_*``; empty without a teacher that knows the classes.
+
+    Raises:
+        UserError: it is no better than chance.
+    """
+    pixels = student_pixels(work.experiment.data, shared.dataset)
+    _, teacher = _build_networks(work, shared, pixels, ranks)
+    if teacher is None or not _knows_the_classes(teacher, shared.dataset):
+        return {}
+    return _score_teacher(work, teacher, shared.dataset, ranks)
+
+
+def _score_teacher(
+    work: Work, teacher: FeatureModel, dataset: Dataset, ranks: Ranks
+) -> dict[str, float]:
+    """Its scores on the validation images, measured here unless they are known."""
+    assert work.teacher is not None and work.teacher_pixels is not None
+    if work.teacher_scores is not None:
+        metrics = dict(work.teacher_scores)
+    else:
+        validation = Images.of(dataset.val)
+        scores = evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
+        metrics = _teacher_scores("val", scores)
+    check_teacher(metrics["teacher/val_top1"], dataset, min_top1=work.teacher.min_top1)
+    return metrics
 
 
 def _build_networks(
@@ -199,12 +232,12 @@ def _test(
     pixels: PixelStatistics,
     ranks: Ranks,
 ) -> dict[str, float]:
-    """The one look at the test split: last student, best student, teacher.
+    """The one look at the test split, if that is wanted: last student, best student, teacher.
 
     Leaves the best student in the distiller.
     """
     last = distiller.student
-    test = Images.of(dataset.test) if dataset.test is not None else None
+    test = Images.of(dataset.test) if work.uses_test and dataset.test is not None else None
     metrics: dict[str, float] = {}
     if test is not None:
         metrics["test/top1_last"] = evaluate(last, test, pixels=pixels, ranks=ranks).top1

@@ -116,4 +116,4 @@ def test_the_foreign_teacher_scores_83_15_percent_in_fp32_on_the_test_images() -
         )
     assert len(labels) == 2000
     assert 100 * (predicted == labels).double().mean().item() == pytest.approx(83.15, abs=1e-9)
-    assert check_classes(teacher, num_classes=10, kd_weight=1.0) is None
+    assert check_classes(teacher, num_classes=10, uses_kd=True) is None

@@ -161,6 +161,39 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(dcd: Any, experiment: Any)
     assert "use 21" in message
 
 
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        (3, "objective.schedule: should be a valid tuple, found 3"),
+        ([3], "objective.schedule: should be a mapping of keys to values, found 3"),
+        ([{"kd_weight": 1}], "objective.schedule.epoch: is missing"),
+        (
+            [{"epoch": 1, "kd_weight": 0}],
+            "objective.schedule.epoch: should be greater than or equal to 2, found 1",
+        ),
+        (
+            [{"epoch": 2, "kd_wieght": 0}],
+            "objective.schedule.kd_wieght: unknown key 'kd_wieght'; did you mean 'kd_weight'?",
+        ),
+        (
+            [{"epoch": 2}],
+            "objective.schedule: the change at epoch 2 changes nothing: give one of ce_weight, "
+            "kd_weight, dcd_weight, consistency_weight, kd_temperature",
+        ),
+        (
+            [{"epoch": 3, "kd_weight": 0}],
+            "objective.schedule: the change at epoch 3 comes after the last of 2 epochs: drop it, "
+            "or raise train.epochs",
+        ),
+    ],
+)
+def test_a_schedule_of_weights_that_cannot_be_is_refused(
+    dcd: Any, experiment: Any, schedule: Any, told: str
+) -> None:
+    file = experiment({"objective.schedule": schedule})
+    assert refuse(dcd, file) == f"{file}: {told}"
+
+
 def test_no_file_no_run_or_both_are_refused(dcd: Any, experiment: Any) -> None:
     file = experiment()
     for arguments in (["distill"], ["distill", str(file), "--resume", "tiny"]):
@@ -467,6 +500,23 @@ def test_other_classes_than_the_datas_are_refused_with_kd_alone(
     assert ended.code == 0, ended
     assert "note: " in ended.err
     assert "12" in ended.err
+
+
+def test_other_classes_are_refused_when_a_later_epoch_compares_them(
+    dcd: Any, experiment: Any, tmp_path: Path
+) -> None:
+    teacher = save_teacher(tmp_path, num_classes=12)
+    values = {
+        "teacher.checkpoint": str(teacher),
+        "teacher.num_classes": 12,
+        "teacher.min_top1": None,
+        "objective.kd_weight": 0,
+    }
+    message = refuse(
+        dcd, experiment({**values, "objective.schedule": [{"epoch": 2, "kd_weight": 1}]})
+    )
+    assert message.startswith("teacher: it has 12 classes and the data 10")
+    assert dcd("plan", str(experiment(values))).code == 0
 
 
 def test_a_teacher_without_weights_is_told(dcd: Any, experiment: Any) -> None:

@@ -181,6 +181,7 @@ KNOBS = [
     ),
     Knob("objective.init_bias", "auto", -1.0, base=SIGMOID),
     Knob("objective.projection_dim", 128, 64),
+    Knob("objective.schedule", [], [{"epoch": 2, "kd_weight": 0.5}], base={"train.epochs": 2}),
     Knob("objective.feature_layer", None, "conv"),
     Knob("objective.feature_layer.student", None, "conv"),
     Knob("objective.feature_layer.teacher", None, "conv"),
@@ -210,6 +211,17 @@ ELSEWHERE = {
     "name": "test_another_spec_under_the_same_name_is_refused_with_what_changed",
     "data.download": "test_a_download_that_fails_says_where_to_put_the_files",
     "teacher.fit.optimizer.scalar_lr_ratio": "test_a_fit_has_no_use_for_the_scalars_rate",
+    **dict.fromkeys(
+        (
+            "objective.schedule.epoch",
+            "objective.schedule.ce_weight",
+            "objective.schedule.kd_weight",
+            "objective.schedule.dcd_weight",
+            "objective.schedule.consistency_weight",
+            "objective.schedule.kd_temperature",
+        ),
+        "test_a_change_of_weights_acts_from_its_epoch_on_and_not_before",
+    ),
     "train.compile": "test_compile_reaches_both_networks",
     "scaling.workers": "test_workers_and_their_resources_are_what_the_machine_is_asked_for",
     "scaling.cpus_per_worker": "test_workers_and_their_resources_are_what_the_machine_is_asked_for",
@@ -233,6 +245,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         options = (field.annotation, *get_args(field.annotation))
         sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         values = [o for o in get_args(field.annotation) if o not in (*sections, type(None))]
+        # A tuple of sections, (section, ...), has fields of its own and is one itself.
         if sections:
             yield from _leaves(sections[0], f"{path}.")
         if values or not sections:

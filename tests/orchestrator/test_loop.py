@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from torch import Tensor
 from dcd_core import normalize
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 from orchestrator.data import load_dataset
-from orchestrator.distillation import Outcome
-from orchestrator.errors import Diverged, Interrupted
+from orchestrator.distillation import Outcome, build_work
+from orchestrator.errors import Diverged, Interrupted, UserError
+from orchestrator.inputs import read_inputs
 from orchestrator.journal import Journal
+from orchestrator.reporter import ProcessReporter
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
-from orchestrator.student_model import load_student
+from orchestrator.student_model import load_student, read_package
+from orchestrator.worker import run_work
 
 Hook = Callable[[Tiny, Tensor], Tensor]
 NUM_STEPS = 3  # 50 training images in batches of 20, 20 and 10
@@ -96,6 +100,14 @@ RESUMABLE = {
     "bf16": {"train.precision": "bf16"},
     "adamw bf16": {"optimizer.name": "adamw", "optimizer.lr": 0.01, "train.precision": "bf16"},
     "accumulated and clipped": {"train.accumulate": 2, "optimizer.max_grad_norm": 0.5},
+    "weights that change": {
+        "optimizer.name": "adamw",
+        "optimizer.lr": 0.01,
+        "objective.schedule": [
+            {"epoch": 2, "dcd_weight": 0, "kd_weight": 2},
+            {"epoch": 3, "dcd_weight": 0.5, "kd_weight": 0},
+        ],
+    },
     "cosine with warmup": {"schedule.kind": "cosine", "schedule.warmup_epochs": 1.5},
 }
 
@@ -317,6 +329,136 @@ def test_the_temperature_stops_at_its_limit(teacher_file: Path) -> None:
     assert lowest == pytest.approx(0.355, rel=1e-6)
 
 
+WEIGHTS = {"ce": 1.0, "kd": 1.0, "contrast": 1.0, "consistency": 0.5}  # of method dcd+kd
+
+
+@pytest.mark.parametrize(
+    ("change", "weights"),
+    [
+        # what weighs each of the reported terms from the change on
+        ({"ce_weight": 0.25}, {"ce": 0.25}),
+        ({"ce_weight": 0}, {"ce": 0}),
+        ({"kd_weight": 0}, {"kd": 0}),
+        ({"kd_weight": 2, "ce_weight": 3}, {"kd": 2, "ce": 3}),
+        ({"dcd_weight": 0.25}, {"contrast": 0.25, "consistency": 0.125}),
+        ({"dcd_weight": 0}, {"contrast": 0, "consistency": 0}),
+        ({"consistency_weight": 2}, {"consistency": 2}),
+        ({"consistency_weight": 0}, {"consistency": 0}),
+        ({"kd_temperature": 2}, {}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_a_change_of_weights_acts_from_its_epoch_on_and_not_before(
+    teacher_file: Path, change: dict[str, float], weights: dict[str, float], epoch: int
+) -> None:
+    updates = {"train.epochs": 3, "optimizer.lr": 0.2}
+    plain = recorded(run_quietly(tiny_experiment(teacher_file, updates)).folder)
+    updates |= {"objective.schedule": [{"epoch": epoch, **change}], "name": "scheduled"}
+    found = recorded(run_quietly(tiny_experiment(teacher_file, updates)).folder)
+    before = {key for key in plain if key[1] < epoch}
+    assert {key: value for key, value in found.items() if key[1] < epoch} == {
+        key: plain[key] for key in before
+    }
+    assert found["train/loss", epoch] != plain["train/loss", epoch]
+    for now in (1, 2, 3):
+        in_force = WEIGHTS | (weights if now >= epoch else {})
+        terms = {name for name, step in found if step == now and name.startswith("train/")}
+        assert terms == {"train/loss", *(f"train/{key}" for key, w in in_force.items() if w > 0)}
+        total = sum(w * found[f"train/{key}", now] for key, w in in_force.items() if w > 0)
+        assert found["train/loss", now] == pytest.approx(total, rel=1e-6)
+
+
+def test_a_kd_temperature_that_changes_is_that_of_the_later_epochs(teacher_file: Path) -> None:
+    """With a network that does not move, each epoch's term is what a run at its temperature has."""
+    still = {"optimizer.lr": 1e-30, "objective.method": "kd", "data.augment": "none"}
+
+    def kd(name: str, **updates: Any) -> list[float]:
+        dotted = {key.replace("__", "."): value for key, value in updates.items()}
+        run = tiny_experiment(teacher_file, {**still, **dotted, "name": name})
+        points = recorded(run_quietly(run).folder)
+        return [points["train/kd", 1], points["train/kd", 2]]
+
+    (warm, _), (_, cold) = kd("warm"), kd("cold", objective__kd_temperature=2)
+    changing = kd("changing", objective__schedule=[{"epoch": 2, "kd_temperature": 2}])
+    assert changing == pytest.approx([warm, cold], rel=1e-5)
+    assert warm != pytest.approx(cold, rel=1e-3)
+
+
+def heads(outcome: Outcome, epoch: int) -> dict[str, Tensor]:
+    """What DCD trains beside the student, after an epoch."""
+    checkpoint = Checkpoints(outcome.folder / "checkpoints", keep=1).load(epoch)
+    assert checkpoint is not None
+    found = weights(checkpoint.state["distiller"])
+    return {key: value for key, value in found.items() if not key.startswith("student.")}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_heads_that_wait_for_their_epoch_or_are_done_stay_what_they_are(
+    teacher_file: Path, optimizer: str
+) -> None:
+    """Without a gradient; momentum and weight decay alone would move them."""
+    values = {
+        "train.epochs": 4,
+        "storage.keep": 4,
+        "optimizer.name": optimizer,
+        "optimizer.lr": 0.05,
+        "optimizer.weight_decay": 0.1,
+        "objective.contrast": "sigmoid",
+        "objective.dcd_weight": 0,
+        "objective.schedule": [{"epoch": 3, "dcd_weight": 1}, {"epoch": 4, "dcd_weight": 0}],
+    }
+    run = run_quietly(tiny_experiment(teacher_file, values))
+    still = {**values, "optimizer.lr": 1e-30, "name": "still"}
+    start = heads(run_quietly(tiny_experiment(teacher_file, still)), 4)
+    assert len(start) == 6  # two weights and biases, T and b
+    first, second, third, fourth = (heads(run, epoch) for epoch in (1, 2, 3, 4))
+    for key, value in start.items():
+        assert torch.equal(first[key], value)
+        assert torch.equal(second[key], value)
+        assert not torch.equal(third[key], value)
+        assert torch.equal(fourth[key], third[key])
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule", "passes"),
+    [
+        ("kd", [{"epoch": 2, "kd_weight": 0}], 3),
+        ("dcd", [{"epoch": 2, "dcd_weight": 0}], 3),
+        ("dcd+kd", [{"epoch": 2, "dcd_weight": 0}], 6),
+        ("dcd+kd", [{"epoch": 2, "dcd_weight": 0, "kd_weight": 0}], 3),
+    ],
+)
+def test_the_teacher_rests_in_epochs_that_do_without_it(
+    teacher_file: Path,
+    on_forward: Callable[[Hook | None], None],
+    method: str,
+    schedule: list[dict[str, Any]],
+    passes: int,
+) -> None:
+    values = {"objective.method": method, "objective.schedule": schedule}
+    experiment = tiny_experiment(teacher_file, values)
+    assert _training_passes_of_the_teacher(experiment, on_forward) == passes
+
+
+def _training_passes_of_the_teacher(
+    experiment: Experiment, on_forward: Callable[[Hook | None], None]
+) -> int:
+    sizes: list[int] = []
+
+    def note(network: Tiny, images: Tensor) -> Tensor:
+        assert not (network.role == "teacher" and network.training)
+        if network.role == "teacher":
+            sizes.append(len(images))
+        return images
+
+    on_forward(note)
+    run_quietly(experiment)
+    on_forward(None)
+    # 50 training images are batches of 20, 20 and 10; no other use of the teacher has 10 or 20.
+    return len([size for size in sizes if size in (10, 20)])
+
+
 @pytest.mark.parametrize("method", ["ce", "kd"])
 def test_without_dcd_there_are_no_heads_and_no_scalars(teacher_file: Path, method: str) -> None:
     outcome = run_quietly(tiny_experiment(teacher_file, {"objective.method": method}))
@@ -330,18 +472,8 @@ def test_without_dcd_there_are_no_heads_and_no_scalars(teacher_file: Path, metho
 def test_the_teacher_runs_on_training_images_only_where_it_is_needed_and_once(
     teacher_file: Path, on_forward: Callable[[Hook | None], None], method: str, passes: int
 ) -> None:
-    seen: list[int] = []
-
-    def note(network: Tiny, images: Tensor) -> Tensor:
-        assert not (network.role == "teacher" and network.training)
-        if network.role == "teacher":
-            seen.append(len(images))
-        return images
-
-    on_forward(note)
-    run_quietly(tiny_experiment(teacher_file, {"objective.method": method}))
-    # 50 training images are batches of 20, 20 and 10; no other use of the teacher has 10 or 20.
-    assert len([size for size in seen if size in (10, 20)]) == passes
+    experiment = tiny_experiment(teacher_file, {"objective.method": method})
+    assert _training_passes_of_the_teacher(experiment, on_forward) == passes
 
 
 def test_without_a_teacher_section_cross_entropy_needs_none(teacher_file: Path) -> None:
@@ -394,6 +526,75 @@ def test_the_test_split_is_looked_at_once_when_training_is_over(
     assert set(events[:-2]) == {"train"}
     assert {"test/top1", "test/top1_last", "teacher/test_top1"} <= outcome.metrics.keys()
     assert not any(name.startswith("test/") for name, _ in recorded(outcome.folder))
+
+
+def test_a_run_that_leaves_the_test_split_alone_reads_nothing_of_it(teacher_file: Path) -> None:
+    experiment = tiny_experiment(teacher_file)
+    scored = run_quietly(experiment)
+    inputs = read_inputs(experiment)
+    folder = Folder("alone")
+    work, shared = build_work(inputs, inputs.teacher, folder)
+    test = inputs.dataset.test
+    assert test is not None
+    unusable = replace(test, images=test.images[:1, :0])  # no network takes images of no channel
+    shared = shared._replace(dataset=replace(inputs.dataset, test=unusable))
+
+    def run(**changes: Any) -> dict[str, float]:
+        return run_work(work._replace(**changes), shared, _reporter(folder))
+
+    result = run(uses_test=False)
+    assert not any("test" in name for name in result)
+    assert result.items() <= scored.metrics.items()
+    assert scored.metrics.keys() - result.keys() >= {"test/top1", "test/top1_last"}
+    assert folder.read_json("result.json") == result
+    assert read_package(folder.location).metrics == result
+    with pytest.raises(ValueError, match="channels"):  # or the claim above would be empty
+        run(uses_test=True)
+
+
+def test_a_teacher_that_was_scored_before_is_not_scored_again(
+    teacher_file: Path, on_forward: Callable[[Hook | None], None]
+) -> None:
+    experiment = tiny_experiment(teacher_file, {"objective.method": "ce"})
+    first = run_quietly(experiment)
+    known = {k: v for k, v in first.metrics.items() if k.startswith("teacher/val_")}
+    assert known.keys() == {"teacher/val_top1", "teacher/val_top5", "teacher/val_loss"}
+    inputs = read_inputs(experiment)
+    folder = Folder("again")
+    work, shared = build_work(inputs, inputs.teacher, folder)
+    seen: dict[str, set[int]] = {"teacher": set(), "student": set()}
+
+    def note(network: Tiny, images: Tensor) -> Tensor:
+        seen[network.role].add(len(images))
+        return images
+
+    on_forward(note)
+    again = run_work(
+        work._replace(teacher_scores=known, uses_test=False), shared, _reporter(folder)
+    )
+    on_forward(None)
+    num_val = len(inputs.dataset.val.labels)
+    assert num_val in seen["student"]
+    assert seen["teacher"] <= {1, 2}  # a network is tried on that many when it is built
+    assert recorded(folder) == recorded(first.folder)
+    assert again.items() <= first.metrics.items()
+    assert known.items() <= again.items()
+
+
+def test_a_teacher_scored_before_must_still_be_good_enough(teacher_file: Path) -> None:
+    inputs = read_inputs(tiny_experiment(teacher_file, {"teacher.min_top1": 60}))
+    folder = Folder("run")
+    work, shared = build_work(inputs, inputs.teacher, folder)
+    scores = {"teacher/val_top1": 59.5, "teacher/val_loss": 1.0}
+    with pytest.raises(UserError, match=r"validation top-1 is 59\.50 %, below min_top1 60 %"):
+        run_work(work._replace(teacher_scores=scores), shared, _reporter(folder))
+    scores["teacher/val_top1"] = 61.0
+    run_work(work._replace(teacher_scores=scores), shared, _reporter(folder))
+    assert recorded(folder)["teacher/val_top1", 0] == 61.0
+
+
+def _reporter(folder: Folder) -> ProcessReporter:
+    return ProcessReporter(Journal(folder), device=torch.device("cpu"))
 
 
 def test_the_student_that_is_exported_is_the_best_on_validation(

@@ -486,10 +486,10 @@ def test_a_number_of_classes_that_the_teacher_does_not_have_is_refused(own: str)
 
 def test_other_classes_are_refused_with_kd_and_noted_without(own: str) -> None:
     built: FeatureModel = teacher(source=f"{own}:fixed")
-    assert check_classes(built, num_classes=12, kd_weight=1.0) is None
-    note = check_classes(built, num_classes=5, kd_weight=0.0)
+    assert check_classes(built, num_classes=12, uses_kd=True) is None
+    note = check_classes(built, num_classes=5, uses_kd=False)
     assert note == "the teacher has 12 classes and the data 5: only its features are used"
-    message = refused(lambda: check_classes(built, num_classes=5, kd_weight=0.5))
+    message = refused(lambda: check_classes(built, num_classes=5, uses_kd=True))
     assert "it has 12 classes and the data 5" in message
     assert "objective.kd_weight: 0" in message
 

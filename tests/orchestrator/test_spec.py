@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.errors import UserError
+from orchestrator.experiment_file import build_experiment, changed, identity, identity_hash
 from orchestrator.spec import (
     DataSpec,
     Experiment,
@@ -20,6 +22,7 @@ from orchestrator.spec import (
     StudentSpec,
     TeacherSpec,
     TrainSpec,
+    WeightChange,
 )
 
 TEACHER = {"source": "resnet8", "checkpoint": "teacher.pt"}
@@ -109,6 +112,92 @@ def test_a_weight_that_the_method_ignores_is_refused_unless_it_is_zero(
     assert getattr(spec, weight) == 0.0
 
 
+SCHEDULE = [
+    {"epoch": 3, "kd_weight": 0, "kd_temperature": 2},
+    {"epoch": 5, "dcd_weight": 0.25},
+    {"epoch": 6, "kd_weight": 2, "consistency_weight": 0},
+]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "weights"),
+    [
+        # cross entropy, KD, its temperature, DCD, consistency
+        (1, (1, 1, 4, 1, 0.5)),
+        (2, (1, 1, 4, 1, 0.5)),
+        (3, (1, 0, 2, 1, 0.5)),
+        (4, (1, 0, 2, 1, 0.5)),
+        (5, (1, 0, 2, 0.25, 0.5)),
+        (6, (1, 2, 2, 0.25, 0)),
+        (100, (1, 2, 2, 0.25, 0)),
+    ],
+)
+def test_a_changed_weight_holds_from_its_epoch_on(epoch: int, weights: tuple[float, ...]) -> None:
+    now = ObjectiveSpec.model_validate({"schedule": SCHEDULE}).at(epoch)
+    found = (now.ce_weight, now.kd_weight, now.kd_temperature, now.dcd_weight)
+    assert (*found, now.consistency_weight) == weights
+    assert now.schedule == ()
+    assert (now.method, now.projection_dim) == ("dcd+kd", 128)
+
+
+@pytest.mark.parametrize(
+    ("values", "kd", "dcd"),
+    [
+        ({"method": "ce"}, False, False),
+        ({"method": "kd"}, True, False),
+        ({"kd_weight": 0}, False, True),
+        ({"kd_weight": 0, "schedule": [{"epoch": 9, "kd_weight": 1}]}, True, True),
+        ({"dcd_weight": 0, "schedule": [{"epoch": 9, "dcd_weight": 1}]}, True, True),
+        ({"schedule": [{"epoch": 2, "kd_weight": 0, "dcd_weight": 0}]}, True, True),
+        ({"dcd_weight": 0, "schedule": [{"epoch": 9, "kd_weight": 0}]}, True, False),
+    ],
+)
+def test_what_any_epoch_uses_is_used(values: dict[str, Any], kd: bool, dcd: bool) -> None:
+    spec = ObjectiveSpec.model_validate(values)
+    assert (spec.uses_kd, spec.uses_dcd) == (kd, dcd)
+
+
+def test_a_change_is_written_with_what_it_changes_and_no_more() -> None:
+    spec = build_experiment(_plain(objective={"schedule": SCHEDULE}), where="test")
+    assert spec.model_dump(mode="json")["objective"]["schedule"] == SCHEDULE
+    assert build_experiment(spec.model_dump(mode="json"), where="test") == spec
+    assert changed(spec, {}) == spec
+
+
+def test_the_schedule_of_weights_is_part_of_what_a_run_is() -> None:
+    without = build_experiment(_plain(), where="test")
+    assert changed(without, {"objective.schedule": []}) == without
+    schedules = [SCHEDULE, SCHEDULE[:2], [{"epoch": 3, "kd_weight": 0.5}]]
+    others = [changed(without, {"objective.schedule": schedule}) for schedule in schedules]
+    assert [identity(other)["objective.schedule"] for other in others] == schedules
+    assert len({identity_hash(spec) for spec in (without, *others)}) == 4
+
+
+def test_another_method_takes_no_schedule_of_weights_that_it_ignores() -> None:
+    spec = build_experiment(_plain(objective={"schedule": SCHEDULE}), where="test")
+    with pytest.raises(UserError) as caught:
+        changed(spec, {"objective.method": "kd"})
+    assert str(caught.value).endswith(
+        "objective: schedule: the change at epoch 5 gives dcd_weight, which method 'kd' ignores: "
+        "drop it, or change the method"
+    )
+    kd = changed(spec, {"objective.method": "kd", "objective.schedule": SCHEDULE[:1]})
+    assert (kd.objective.at(3).kd_weight, kd.objective.dcd_weight) == (0, 0)
+
+
+def test_no_change_comes_after_the_last_epoch() -> None:
+    objective = {"schedule": [{"epoch": 3, "ce_weight": 2}, {"epoch": 8, "ce_weight": 1}]}
+    assert experiment(objective=objective, train={"epochs": 8}).objective.at(8).ce_weight == 1
+    with pytest.raises(
+        ValidationError, match=r"change at epoch 8 comes after the last of 7 epochs"
+    ):
+        experiment(objective=objective, train={"epochs": 7})
+
+
+def _plain(**sections: Any) -> dict[str, Any]:
+    return {"name": "x", "teacher": TEACHER, **sections}
+
+
 @pytest.mark.parametrize(
     ("section", "values", "text"),
     [
@@ -118,6 +207,34 @@ def test_a_weight_that_the_method_ignores_is_refused_unless_it_is_zero(
             ObjectiveSpec,
             {"init_temperature": 0.05},
             "init_temperature 0.05 is below min_temperature 0.1",
+        ),
+        (
+            WeightChange,
+            {"epoch": 2},
+            "the change at epoch 2 changes nothing: give one of ce_weight,",
+        ),
+        (
+            ObjectiveSpec,
+            {"schedule": [{"epoch": 4, "ce_weight": 1}, {"epoch": 3, "ce_weight": 2}]},
+            "the change at epoch 3 comes after the one at epoch 4: list each epoch once",
+        ),
+        (
+            ObjectiveSpec,
+            {"schedule": [{"epoch": 4, "ce_weight": 1}, {"epoch": 4, "kd_weight": 2}]},
+            "the change at epoch 4 comes after the one at epoch 4: list each epoch once",
+        ),
+        (
+            ObjectiveSpec,
+            {
+                "method": "kd",
+                "schedule": [{"epoch": 2, "ce_weight": 0}, {"epoch": 4, "kd_weight": 0}],
+            },
+            "the change at epoch 4 makes all weights 0: nothing would be learned",
+        ),
+        (
+            ObjectiveSpec,
+            {"method": "dcd", "schedule": [{"epoch": 2, "kd_temperature": 3}]},
+            "gives kd_temperature, which method 'dcd' ignores: drop it",
         ),
         (DataSpec, {"limit": 5, "labels_per_class": 5}, "limit and labels_per_class exclude"),
         (DataSpec, {"source": "parquet"}, "path is needed for source 'parquet'"),
@@ -151,6 +268,9 @@ def test_fields_that_contradict_each_other_are_refused(
     assert text in str(caught.value)
 
 
+NEEDED: dict[Any, dict[str, Any]] = {WeightChange: {"epoch": 2, "ce_weight": 1.0}}
+
+
 @pytest.mark.parametrize(
     ("section", "field", "wrong"),
     [
@@ -181,6 +301,9 @@ def test_fields_that_contradict_each_other_are_refused(
         (ObjectiveSpec, "dcd_weight", (-1,)),
         (TeacherSpec, "min_top1", (-1, 101)),
         (TeacherSpec, "source", ("",)),
+        (WeightChange, "epoch", (1, 0, -1)),
+        (WeightChange, "kd_weight", (-1, math.inf)),
+        (WeightChange, "kd_temperature", (0,)),
         (TrainSpec, "epochs", (0,)),
         (TrainSpec, "precision", ("fp64",)),
         (ScalingSpec, "workers", (-1,)),
@@ -194,7 +317,7 @@ def test_values_outside_their_range_are_refused(
 ) -> None:
     for value in wrong:
         with pytest.raises(ValidationError) as caught:
-            section.model_validate({field: value})
+            section.model_validate({**NEEDED.get(section, {}), field: value})
         assert {error["loc"][0] for error in caught.value.errors()} == {field}
 
 
@@ -258,6 +381,9 @@ def test_an_automatic_sigmoid_bias_needs_two_images() -> None:
         experiment(objective=objective, train={"batch_size": 4, "accumulate": 4})
     experiment(objective={**objective, "init_bias": -1.0}, train={"batch_size": 4, "accumulate": 4})
     experiment(objective=objective, train={"batch_size": 4, "accumulate": 2})
+    late = {**objective, "dcd_weight": 0, "schedule": [{"epoch": 9, "dcd_weight": 1}]}
+    with pytest.raises(ValidationError, match="needs at least N = 2"):
+        experiment(objective=late, train={"batch_size": 1})
 
 
 @pytest.mark.parametrize(
