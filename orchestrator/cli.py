@@ -40,7 +40,10 @@ StoragePath = Annotated[
     str | None,
     typer.Option("--storage", help="Folder or URI of the runs, when not the default."),
 ]
-
+Name = Annotated[
+    str | None, typer.Option("--name", help="Name of the whole, when not the default.")
+]
+New = Annotated[bool, typer.Option("--new", help="Start afresh under a numbered name.")]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -108,15 +111,171 @@ def distill(
 
 
 @app.command()
-def plan(experiment: ExperimentFile, overrides: Overrides = None) -> None:
-    """Show what `distill` would do, without doing it."""
+def search(
+    space: Annotated[
+        str | None,
+        typer.Argument(help="A shipped search space by name, or a YAML file.", metavar="SPACE"),
+    ] = None,
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file (YAML).", metavar="FILE")
+    ] = None,
+    overrides: Overrides = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trials in all; more than before extends a search."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of each trial, when not the experiment's.")
+    ] = None,
+    final_seeds: Annotated[
+        int | None, typer.Option(min=0, help="Full runs of the winner, each a fresh seed [3].")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the points that are tried.")] = 0,
+    around: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Search around this run, with a space such as dcd_fine."),
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Register the winner's student in MLflow.")
+    ] = None,
+    name: Name = None,
+    new: New = False,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="NAME", help="Go on with a search.")
+    ] = None,
+    storage: StoragePath = None,
+) -> None:
+    """Search an experiment's settings with Ray Tune, then run the winner over fresh seeds."""
+    from orchestrator.search.command import Options, describe_result, search_request
+
+    options = Options(
+        space=space,
+        file=experiment,
+        overrides=tuple(overrides or ()),
+        trials=trials,
+        epochs=epochs,
+        final_seeds=final_seeds,
+        seed=seed,
+        around=around,
+        register=register,
+        name=name,
+        new=new,
+        resume=resume,
+        storage=_absolute(storage),
+    )
+    request, group = search_request(options)
+
+    from orchestrator.search.driver import search as run_search
+    from orchestrator.summary import storage_option
+
+    try:
+        outcome = run_search(request, group)
+    except Interrupted as error:
+        command = f"dcd search --resume {error.run}{storage_option(request.experiment)}"
+        text = f"go on with: {command}" if error.run else "no search had been started"
+        print(f"\nstopped; {text}", file=sys.stderr)
+        raise
+    print(describe_result(outcome, request.experiment))
+
+
+@app.command()
+def compare(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file (YAML).", metavar="FILE")
+    ] = None,
+    overrides: Overrides = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Methods to compare, by comma: ce,kd,dcd,dcd+kd.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME='PATH=VALUE ...'", help="An arm by the settings that set it apart."
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each arm [5].")] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Held against the others [the first arm].")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What decides.")] = "test/top1",
+    vary_data: Annotated[
+        bool, typer.Option("--vary-data", help="Vary order and augmentation with the seed too.")
+    ] = False,
+    name: Name = None,
+    new: New = False,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="NAME", help="Go on with a comparison.")
+    ] = None,
+    storage: StoragePath = None,
+) -> None:
+    """Compare methods or settings over paired seeds, with intervals."""
+    from orchestrator.comparison import (
+        Request,
+        describe_result,
+        open_comparison,
+        parse_arms,
+        resume_comparison,
+    )
+
+    if resume is None:
+        spec = _spec_to_run(experiment, overrides, resume=None, new=False, storage=storage)
+        parsed = parse_arms(arms, arm or [])
+        request = Request(
+            experiment=spec,
+            arms=parsed,
+            reference=reference or next(iter(parsed), ""),
+            seeds=seeds or 5,
+            metric=metric,
+            vary_data=vary_data,
+        )
+        group = open_comparison(request, name=name, new=new)
+    else:
+        given = [experiment, arms, arm, reference, name, overrides]
+        if any(option is not None for option in given) or new or vary_data:
+            raise UserError(
+                "--resume takes the comparison as it is: give it alone, or with --seeds"
+            )
+        from orchestrator.places import storage_folder
+
+        request, group = resume_comparison(resume, storage_folder(_absolute(storage)), seeds=seeds)
+
+    from orchestrator.comparison import compare as run_comparison
+    from orchestrator.summary import storage_option
+
+    try:
+        outcome = run_comparison(request, group)
+    except Interrupted as error:
+        command = f"dcd compare --resume {error.run}{storage_option(request.experiment)}"
+        text = f"go on with: {command}" if error.run else "no comparison had been started"
+        print(f"\nstopped; {text}", file=sys.stderr)
+        raise
+    print(describe_result(outcome, request.experiment))
+
+
+@app.command()
+def plan(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    space: Annotated[
+        str | None, typer.Option(metavar="SPACE", help="Plan a search of this space instead.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials of that search.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each of them.")] = None,
+) -> None:
+    """Show what `distill` or `search` would do, without doing it."""
     from orchestrator.experiment_file import load_experiment
 
+    if space is None and (trials is not None or epochs is not None):
+        raise UserError("--trials and --epochs plan a search: give --space SPACE too")
     spec = load_experiment(experiment, overrides or ())
 
     from orchestrator.plan import describe_plan
 
     print(describe_plan(spec))
+    if space is not None:
+        from orchestrator.search.plan import describe_search_plan, read_space
+
+        print(describe_search_plan(spec, read_space(space), trials=trials, epochs=epochs))
 
 
 @app.command()
@@ -161,25 +320,34 @@ def sync(
         str | None, typer.Option(help="Send to this tracking URI instead of the run's own.")
     ] = None,
 ) -> None:
-    """Send to MLflow what a run could not send while its server was away."""
+    """Send to MLflow what a run, or a search with all its trials, could not send."""
+    from orchestrator.group_tracking import sync_group
     from orchestrator.places import storage_folder, tracking_place
-    from orchestrator.tracking import pending_runs, retarget, sync_run
+    from orchestrator.tracking import group_members, is_group, pending_runs, retarget, sync_run
 
     folder = storage_folder(_absolute(storage))
-    names = [run] if run else pending_runs(folder)
     if run and (folder / run).read_json("tracking/request.json") is None:
         raise UserError(f"{run}: no tracked run of that name in {folder.location}")
+    # Of a group, all at once.
+    names = [run] if run else dict.fromkeys(name.split("/")[0] for name in pending_runs(folder))
     if not names:
         print(f"nothing to send: all runs in {folder.location} are in MLflow")
     unsent = False
     for name in names:
+        target = folder / name
         if uri:
             place, artifact_root = tracking_place(uri)
-            retarget(folder / name, uri=place, artifact_root=artifact_root)
-        report = sync_run(folder / name)
-        unsent = unsent or report.pending is not None
-        state = f"not sent yet: {report.pending}" if report.pending else "all sent"
-        print(f"{name}: {report.sent_points} points, {state}")
+            retarget(target, uri=place, artifact_root=artifact_root)
+        if is_group(target):
+            points, left = sync_group(target)
+            sent = f"{len(group_members(target))} runs, {points} points"
+            pending = f"{len(left)} not sent yet: {next(iter(left.values()))}" if left else None
+        else:
+            report = sync_run(target)
+            sent = f"{report.sent_points} points"
+            pending = f"not sent yet: {report.pending}" if report.pending else None
+        unsent = unsent or pending is not None
+        print(f"{name}: {sent}, {pending or 'all sent'}")
     if unsent:
         raise typer.Exit(1)
 

@@ -82,12 +82,8 @@ def distill(
         display.say(f"note: {note}")
     try:
         with _claimed(run, inputs, display=display), session(experiment.scaling):
-            _check_cluster(experiment.scaling, places)
-            teacher = inputs.teacher
-            if inputs.fit is not None and experiment.teacher is not None:
-                fitted = _fit_teacher(inputs.fit, places, display=display)
-                location = fitted.folder.location
-                teacher = fitted_teacher(experiment.teacher, inputs.fit, location, fitted.run)
+            check_cluster(experiment.scaling, places)
+            teacher = ready_teacher(inputs, places, display=display)
             return _run(run, inputs, teacher, places, role="student", display=display)
     except Interrupted as error:
         error.run = run.experiment.name
@@ -102,25 +98,49 @@ def check_resources(scaling: ScalingSpec) -> None:
         local_resources(scaling)
 
 
-def _check_cluster(scaling: ScalingSpec, places: Places) -> None:
+def check_cluster(scaling: ScalingSpec, places: Places) -> None:
+    """Refuse a cluster whose nodes would not reach the storage."""
     if scaling.workers > 0 and joins_cluster():
         from orchestrator.ray_train import check_storage_is_shared
 
         check_storage_is_shared(storage_is_default=places.storage_is_default)
 
 
-def session(scaling: ScalingSpec) -> AbstractContextManager[None]:
+def session(scaling: ScalingSpec, *, dashboard: bool = False) -> AbstractContextManager[None]:
     """Ray for as long as the context lasts, joined or started once; nothing with 0 workers."""
     if scaling.workers == 0:
         return nullcontext()
     from orchestrator.ray_train import ray_session
 
-    return ray_session()
+    return ray_session(dashboard=dashboard)
 
 
 def _finished(run: Run) -> Outcome:
     metrics = run.folder.read_json("result.json")
     return Outcome(run.experiment.name, run.folder, metrics, True, None)
+
+
+def ready_teacher(inputs: Inputs, places: Places, *, display: Display) -> Teacher | None:
+    """The teacher with its weights; one that is to be trained first is, unless it has been."""
+    spec, fit = inputs.experiment.teacher, inputs.fit
+    if fit is None or spec is None:
+        return inputs.teacher
+    fitted = _fit_teacher(fit, places, display=display)
+    return fitted_teacher(spec, fit, fitted.folder.location, fitted.run)
+
+
+def build_work(inputs: Inputs, teacher: Teacher | None, folder: Folder) -> tuple[Work, Shared]:
+    """What a worker needs to train the student of these inputs in a run's folder."""
+    work = Work(
+        experiment=inputs.experiment,
+        teacher=teacher.spec if teacher else None,
+        teacher_classes=teacher.num_classes if teacher else None,
+        teacher_pixels=teacher.pixels if teacher else None,
+        run=folder,
+        lineage=lineage(inputs, teacher),
+    )
+    state = teacher.state if teacher else None
+    return work, Shared(inputs.dataset, state, inputs.student_state)
 
 
 def _fit_teacher(fit: Inputs, places: Places, *, display: Display) -> Outcome:
@@ -211,15 +231,7 @@ def _train(
     run: Run, inputs: Inputs, teacher: Teacher | None, places: Places, *, display: Display
 ) -> dict[str, float]:
     experiment = inputs.experiment
-    work = Work(
-        experiment=experiment,
-        teacher=teacher.spec if teacher else None,
-        teacher_classes=teacher.num_classes if teacher else None,
-        teacher_pixels=teacher.pixels if teacher else None,
-        run=run.folder,
-        lineage=lineage(inputs, teacher),
-    )
-    shared = Shared(inputs.dataset, teacher.state if teacher else None, inputs.student_state)
+    work, shared = build_work(inputs, teacher, run.folder)
     if experiment.scaling.workers == 0:
         use_gpu = experiment.scaling.gpus_per_worker != 0 and torch.cuda.is_available()
         device = torch.device("cuda" if use_gpu else "cpu")

@@ -29,6 +29,7 @@ from orchestrator.resources import (
     describe_nodes,
     joins_cluster,
     per_worker,
+    this_machine,
 )
 from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
@@ -56,8 +57,12 @@ replace one that raises; any other error ends all workers, and another attempt m
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, else start Ray on this machine and end it after."""
+def ray_session(*, dashboard: bool = False) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, else start Ray on this machine and end it after.
+
+    Args:
+        dashboard: whether a Ray started here has a dashboard, on a free port of this machine alone.
+    """
     if ray.is_initialized():
         yield
         return
@@ -75,11 +80,30 @@ def ray_session() -> Iterator[None]:
         if joins_cluster():
             _join(options)
         else:
-            ray.init(address="local", include_dashboard=False, **options)
+            if dashboard:
+                options |= {"dashboard_host": "127.0.0.1", "dashboard_port": _free_port()}
+            ray.init(address="local", include_dashboard=dashboard, **options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def live_nodes() -> list[Node]:
+    """The nodes of the cluster that are alive."""
+    return [
+        Node(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0.0))
+        for n in ray.nodes()
+        if n["Alive"]
+    ]
+
+
+def known_nodes() -> list[Node]:
+    """The nodes that a command would run on: of the cluster it would join, or this machine."""
+    if not joins_cluster():
+        return [this_machine()]
+    with ray_session():
+        return live_nodes()
 
 
 def cluster_resources(scaling: ScalingSpec, *, say: Callable[[str], None]) -> WorkerResources:
@@ -92,11 +116,7 @@ def cluster_resources(scaling: ScalingSpec, *, say: Callable[[str], None]) -> Wo
     asked: list[dict[str, float]] = []
     try:
         while True:
-            sizes = [
-                Node(int(n["Resources"].get("CPU", 0)), n["Resources"].get("GPU", 0.0))
-                for n in ray.nodes()
-                if n["Alive"]
-            ]
+            sizes = live_nodes()
             resources = per_worker(scaling, sizes)
             if resources is not None:
                 return resources
@@ -189,6 +209,13 @@ def _join(options: dict[str, Any]) -> None:
             f"RAY_ADDRESS: no Ray cluster answers at {address} ({cause(error)}): start one, "
             "correct it, or unset it to use this machine"
         ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager

@@ -32,13 +32,18 @@ def joins_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
+def this_machine() -> Node:
+    """What this process may use here."""
+    return Node(_cpu_count(), torch.cuda.device_count())
+
+
 def local_resources(scaling: ScalingSpec) -> WorkerResources:
     """Resources per worker on this machine alone.
 
     Raises:
         UserError: the machine does not have them.
     """
-    nodes = [Node(_cpu_count(), torch.cuda.device_count())]
+    nodes = [this_machine()]
     resources = per_worker(scaling, nodes)
     if resources is None:
         raise UserError(f"{describe_need(scaling)}, but this machine has {describe_nodes(nodes)}")
@@ -59,14 +64,56 @@ def per_worker(scaling: ScalingSpec, nodes: Sequence[Node]) -> WorkerResources |
     else:
         candidates = [scaling.cpus_per_worker]
     for cpus in candidates:
-        # The small number is for shares such as 3 x 0.3333.
-        places = sum(
-            min(node.cpus // cpus, math.floor(node.gpus / gpus + 1e-3) if gpus else node.cpus)
-            for node in nodes
-        )
-        if places >= scaling.workers:
-            return WorkerResources(cpus, float(gpus))
+        resources = WorkerResources(cpus, float(gpus))
+        if _places(nodes, resources) >= scaling.workers:
+            return resources
     return None
+
+
+def capacity(scaling: ScalingSpec, nodes: Sequence[Node], resources: WorkerResources) -> int:
+    """How many trials of so many workers, each with these resources, the nodes have room for.
+
+    The workers of a trial may be spread over nodes; several may share a GPU.
+    """
+    return _places(nodes, resources) // max(1, scaling.workers)
+
+
+def per_trial(
+    scaling: ScalingSpec, nodes: Sequence[Node], num_trials: int
+) -> tuple[WorkerResources, int] | None:
+    """Resources of each worker of a trial, and how many trials fit at once.
+
+    With `cpus_per_worker: auto`, the cores are shared by as many trials as are wanted at most: one
+    core is used better by a trial of its own than by speeding up another. With GPUs, the number of
+    trials is theirs to limit, and the cores are shared by those. None when not even one trial fits.
+    """
+    workers = max(1, scaling.workers)
+    one = per_worker(scaling.model_copy(update={"workers": workers}), nodes)
+    if one is None:
+        return None
+    if scaling.cpus_per_worker != "auto":
+        candidates = [scaling.cpus_per_worker]
+    else:
+        candidates = list(range(1, one.cpus + 1))
+    best = WorkerResources(candidates[0], one.gpus)
+    wanted = min(num_trials, capacity(scaling, nodes, best))
+    for cpus in candidates:
+        if capacity(scaling, nodes, WorkerResources(cpus, one.gpus)) >= wanted:
+            best = WorkerResources(cpus, one.gpus)
+    return best, capacity(scaling, nodes, best)
+
+
+def trial_resources(scaling: ScalingSpec, resources: WorkerResources) -> dict[str, float]:
+    """What Ray sets aside for the process of one trial.
+
+    A trial of several workers only waits for them: it must not hold a core that they need, or many
+    trials would wait for each other for ever. Ray refuses to place what asks for nothing; a byte of
+    memory every node has.
+    """
+    if scaling.workers > 1:
+        return {"CPU": 0, "memory": 1}
+    gpus = {"GPU": resources.gpus} if resources.gpus else {}
+    return {"CPU": float(resources.cpus)} | gpus
 
 
 def describe_need(scaling: ScalingSpec) -> str:
@@ -81,6 +128,16 @@ def describe_nodes(nodes: Sequence[Node]) -> str:
     """What there is."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     return f"{cpus} CPU and {gpus:g} GPU" + (f" on {len(nodes)} nodes" if len(nodes) > 1 else "")
+
+
+def _places(nodes: Sequence[Node], resources: WorkerResources) -> int:
+    """How many workers the nodes have room for."""
+    cpus, gpus = resources
+    # The small number is for shares such as 3 x 0.3333.
+    return sum(
+        min(node.cpus // cpus, math.floor(node.gpus / gpus + 1e-3) if gpus else node.cpus)
+        for node in nodes
+    )
 
 
 def _cpu_count() -> int:

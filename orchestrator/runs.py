@@ -15,7 +15,7 @@ from orchestrator.experiment_file import build_experiment, changed, identity
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 
-State = Literal["running", "interrupted", "failed", "finished"]
+State = Literal["running", "interrupted", "stopped", "failed", "finished"]
 
 
 class Run(NamedTuple):

@@ -40,17 +40,27 @@ def storage_option(spec: Experiment) -> str:
 
 
 def _mlflow_lines(outcome: Outcome, spec: Experiment) -> list[str]:
-    sync = f"`dcd sync {outcome.run}{storage_option(spec)}` sends it"
     if outcome.already_finished and has_pending(outcome.folder):
-        return [f"MLflow   not all is sent yet: {sync}"]
+        return [unsent_line(outcome.run, "left from before", spec)]
     report, lines = outcome.tracking, []
     if report is not None and report.model_uri:
         lines.append(f"MLflow   mlflow.pyfunc.load_model({report.model_uri!r})")
     if report is not None and report.pending:
-        lines.append(f"MLflow   not all is sent yet ({report.pending}): {sync}")
+        lines.append(unsent_line(outcome.run, report.pending, spec))
     elif spec.tracking.enabled:
-        lines.append(f"browse   dcd ui{_uri_option(spec)}")
+        lines.append(browse_line(spec))
     return lines
+
+
+def browse_line(spec: Experiment) -> str:
+    """How to look at an experiment's runs."""
+    return f"browse   dcd ui{_uri_option(spec)}"
+
+
+def unsent_line(name: str, reason: str, spec: Experiment) -> str:
+    """How to send what MLflow has not got."""
+    command = f"dcd sync {name}{storage_option(spec)}"
+    return f"MLflow   not all is sent yet ({reason}): `{command}` sends it"
 
 
 def _uri_option(spec: Experiment) -> str:

@@ -1,0 +1,226 @@
+"""Ray Tune's schedulers, told of earlier sessions and never ending a trial at its last epoch."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from search_spaces import Parameter, Space
+
+_MIN_TRIALS = 3
+"""The median stops a trial only once so many others have got as far."""
+
+Scores = Mapping[int, float]
+"""A trial's score after each epoch."""
+
+
+class EarlyStopping(NamedTuple):
+    """When trials are compared."""
+
+    grace: int
+    """Epochs before the first comparison."""
+    reduction: float
+    """Successive halving goes on with one in this many."""
+
+
+def early_stopping(space: Space, epochs: int) -> EarlyStopping:
+    """The space's settings, or some that suit the number of epochs."""
+    section = space.asha if space.scheduler == "asha" else space.median
+    grace = section.grace if section is not None else None
+    reduction = space.asha.reduction if space.scheduler == "asha" and space.asha else None
+    return EarlyStopping(
+        grace=min(grace or math.ceil(epochs / 9), epochs), reduction=reduction or 3.0
+    )
+
+
+def rungs(space: Space, epochs: int) -> list[int]:
+    """The epochs after which successive halving compares trials."""
+    if space.scheduler != "asha":
+        return []
+    grace, reduction = early_stopping(space, epochs)
+    count = int(math.log(epochs / grace) / math.log(reduction) + 1e-9) + 1
+    return [math.ceil(grace * reduction**k) for k in range(count) if grace * reduction**k < epochs]
+
+
+def build_scheduler(
+    space: Space, *, epochs: int, ended: Sequence[Scores], going_on: Mapping[str, Scores]
+) -> TrialScheduler:
+    """Tune's scheduler for a space without population.
+
+    Args:
+        space: the search space.
+        epochs: the budget of a trial.
+        ended: scores of the trials of earlier sessions that have ended.
+        going_on: scores of those that go on, by the name of the trial.
+    """
+    if space.scheduler == "none":
+        return FIFOScheduler()
+    goal = space.goals[0]
+    stopping = early_stopping(space, epochs)
+    common: dict[str, Any] = {"time_attr": "epoch", "metric": "score", "mode": goal.mode}
+    scheduler: _Asha | _Median
+    if space.scheduler == "asha":
+        scheduler = _Asha(
+            **common,
+            max_t=epochs + 1,
+            grace_period=stopping.grace,
+            reduction_factor=stopping.reduction,
+        )
+    else:
+        scheduler = _Median(
+            **common,
+            grace_period=stopping.grace,
+            min_samples_required=_MIN_TRIALS,
+        )
+    scheduler.epochs = epochs
+    scheduler.going_on = going_on
+    scheduler.recall(ended)
+    return scheduler
+
+
+class _Remembering(TrialScheduler):
+    """Adds to a scheduler what a new session has to know of the earlier ones."""
+
+    epochs: int
+    going_on: Mapping[str, Scores]
+
+    def recall(self, ended: Sequence[Scores]) -> None:
+        """Tell it of trials that have ended."""
+        for scores in ended:
+            trial = Trial("recalled", stub=True)
+            super().on_trial_add(None, trial)
+            self._replay(trial, scores)
+            if scores:
+                super().on_trial_complete(None, trial, _result(max(scores), scores))
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Also tell it what a trial that goes on had reached; that was decided upon before."""
+        super().on_trial_add(tune_controller, trial)
+        self._replay(trial, self.going_on.get(str(trial), {}))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """A trial that is through is not stopped: it has its student still to leave."""
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        # The median rule would also pause trials, to let others have a turn: that costs each of
+        # them the epoch it is in.
+        last = result["epoch"] >= self.epochs
+        return TrialScheduler.CONTINUE if last or action == TrialScheduler.PAUSE else action
+
+    def _replay(self, trial: Trial, scores: Scores) -> None:
+        raise NotImplementedError
+
+
+class _Asha(_Remembering, ASHAScheduler):
+    def _replay(self, trial: Trial, scores: Scores) -> None:
+        for epoch in sorted(scores):
+            ASHAScheduler.on_trial_result(self, None, trial, _result(epoch, scores))
+
+
+class _Median(_Remembering, MedianStoppingRule):
+    def _replay(self, trial: Trial, scores: Scores) -> None:
+        # Its `on_trial_result` may take a trial as stopped; this one only takes the result down.
+        for epoch in sorted(scores):
+            MedianStoppingRule.on_trial_complete(self, None, trial, _result(epoch, scores))
+
+
+def _result(epoch: int, scores: Scores) -> dict[str, Any]:
+    return {"epoch": epoch, "score": scores[epoch]}
+
+
+def build_population(
+    parameters: Mapping[str, Parameter],
+    members: Mapping[str, Mapping[str, Any]],
+    *,
+    interval: int,
+    epochs: int,
+    mode: str,
+    seed: int,
+) -> TrialScheduler:
+    """Population based training.
+
+    Args:
+        parameters: what is mutated, by dotted path.
+        members: settings in force of each member, by its name.
+        interval: epochs between two exchanges.
+        epochs: the budget of a member.
+        mode: whether a large or a small metric is good.
+        seed: of the mutations.
+    """
+    random.seed(seed)  # Tune draws from the global generators
+    np.random.seed(seed)  # noqa: NPY002
+
+    def keep_inside(config: dict[str, Any]) -> dict[str, Any]:
+        """Tune multiplies by 0.8 or 1.2, whatever the domain."""
+        for path, parameter in parameters.items():
+            config[path] = _inside(parameter, config[path])
+        return config
+
+    scheduler = _Population(
+        time_attr="epoch",
+        metric="current",
+        mode=mode,
+        perturbation_interval=interval,
+        hyperparam_mutations={path: _domain(p) for path, p in parameters.items()},
+        custom_explore_fn=keep_inside,
+        log_config=False,
+        require_attrs=False,
+        # All are compared after the same epoch, so what is taken over fits the schedule.
+        synch=True,
+    )
+    scheduler.members, scheduler.epochs = members, epochs
+    return scheduler
+
+
+class _Population(PopulationBasedTraining):
+    members: Mapping[str, Mapping[str, Any]]
+    epochs: int
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Nothing is taken over after the last epoch, when it would not be trained any more."""
+        if result["epoch"] >= self.epochs:
+            return TrialScheduler.CONTINUE
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        return action
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Each member starts with its own settings, where Tune would draw some."""
+        trial.config.update(self.members[str(trial)])
+        super().on_trial_add(tune_controller, trial)
+
+
+def _domain(parameter: Parameter) -> Any:
+    values: Sequence[Any] = parameter.values
+    match parameter.kind:
+        case "uniform":
+            return tune.uniform(*values)
+        case "loguniform":
+            return tune.loguniform(*values)
+        case "quniform":
+            return tune.quniform(*values)
+        case "randint":
+            return tune.randint(values[0], values[1] + 1)
+        case _:
+            return list(values)
+
+
+def _inside(parameter: Parameter, value: Any) -> Any:
+    values: Sequence[Any] = parameter.values
+    if parameter.kind in ("choice", "grid"):
+        return value
+    value = min(max(value, values[0]), values[1])
+    if parameter.kind == "quniform":
+        value = values[0] + round((value - values[0]) / values[2]) * values[2]
+    return round(value) if parameter.kind == "randint" else value

@@ -1,0 +1,116 @@
+"""One session of a group: its folder locked, Ray up, MLflow kept up to date, an end for any end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from orchestrator.distillation import session
+from orchestrator.errors import Interrupted
+from orchestrator.group_tracking import GroupReport, GroupTracker
+from orchestrator.journal import Journal
+from orchestrator.places import Places
+from orchestrator.runs import locked, write_state
+from orchestrator.spec import ScalingSpec
+from orchestrator.storage import Folder
+from orchestrator.tracking import finish_request
+from orchestrator.trials.group import Group, write_group
+
+_TRACKING_PATIENCE_S = 120.0
+"""How long a finished group waits for a tracking server that answers to take the rest."""
+_INTERRUPTED_PATIENCE_S = 0.7
+"""The same after a signal: `ray job stop` kills 3 s after SIGTERM."""
+
+
+class Tracking:
+    """MLflow's side of a group; does nothing with tracking off."""
+
+    def __init__(self, group: Folder, places: Places) -> None:
+        self._group = group
+        self._journal = Journal(group)
+        self.on = places.tracking_uri is not None
+        self._tracker: GroupTracker | None = None
+
+    def start(self) -> None:
+        """Begin to send; the group's own request has been written."""
+        if self.on:
+            self._tracker = GroupTracker(self._group)
+            self._tracker.start()
+
+    def changed(self, run: Folder, journal: Journal | None = None) -> None:
+        """A run of the group has something new."""
+        if self._tracker is not None:
+            self._tracker.changed(run, journal)
+
+    def note(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Metrics of the group itself."""
+        self._journal.append_history([(step, metrics)])
+        self.changed(self._group, self._journal)
+
+    def finish(
+        self,
+        status: Any,
+        *,
+        metrics: Mapping[str, float],
+        tags: Mapping[str, Any],
+        artifacts: Sequence[str] = (),
+    ) -> None:
+        """Write down how the group ended."""
+        if self.on:
+            finish_request(
+                self._group,
+                status=status,
+                metrics=metrics,
+                tags=tags,
+                student=False,
+                artifacts=artifacts,
+            )
+            self.changed(self._group)
+
+    def close(self, patience_s: float = _TRACKING_PATIENCE_S) -> GroupReport | None:
+        """Send what is left, for as long as that."""
+        if self._tracker is None:
+            return None
+        tracker, self._tracker = self._tracker, None
+        return tracker.close(patience_s)
+
+
+@contextmanager
+def group_session(group: Group, places: Places, scaling: ScalingSpec) -> Iterator[Tracking]:
+    """A group's folder for this process alone, with Ray.
+
+    Raises:
+        Interrupted: a signal came; names the group, which can be resumed.
+    """
+    tracking = Tracking(group.folder, places)
+    with locked(group.folder):
+        before = group.folder.read("state.json")
+        write_group(group)
+        write_state(group.folder, "running")
+        try:
+            # Trials of several workers leave it to Ray's dashboard to free what a killed one held.
+            with session(scaling, dashboard=scaling.workers > 1):
+                yield tracking
+        except (Interrupted, KeyboardInterrupt) as error:
+            write_state(group.folder, "interrupted")
+            tracking.finish("KILLED", metrics={}, tags={})
+            tracking.close(_INTERRUPTED_PATIENCE_S)
+            if isinstance(error, Interrupted):
+                error.run = group.name
+            raise
+        except BaseException as error:
+            with suppress(OSError):  # a full disk may be what failed
+                write_state(group.folder, "failed", message=str(error))
+                if before is None and not (group.folder / "trials").names():
+                    _forget(group.folder)  # refused before it began
+                else:
+                    tracking.finish("FAILED", metrics={}, tags={"error": str(error)})
+            tracking.close()
+            raise
+
+
+def _forget(folder: Folder) -> None:
+    for name in folder.names():
+        if name != "lock":
+            folder.delete(name)
