@@ -163,14 +163,37 @@ def train_on_ray(work: Work, shared: Shared, resources: WorkerResources) -> dict
         UserError, Diverged: as in the workers.
         RunFailed: workers kept failing.
     """
+    # One copy of the images per node: workers read Ray's object store in place.
+    parts = [ray.put(part) for part in shared]
+    trainer = build_trainer(work, parts, resources, callback=_JournalCallback(work.run))
+    return final_metrics(_fit(trainer))
+
+
+def build_trainer(
+    work: Work,
+    shared: Sequence[ray.ObjectRef],
+    resources: WorkerResources,
+    *,
+    callback: ray.train.UserCallback,
+    enter: Callable[[], None] | None = None,
+) -> TorchTrainer:
+    """A trainer whose workers run `run_work`.
+
+    Args:
+        work: what they do.
+        shared: the parts of `Shared` in Ray's object store.
+        resources: of each worker.
+        callback: hears of each report, in Train's controller.
+        enter: called by the first worker before all else.
+    """
     scaling = work.experiment.scaling
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _worker,
         train_loop_config={
             "work": work,
-            # One copy of the images per node: workers read Ray's object store in place.
-            "shared": [ray.put(part) for part in shared],
+            "shared": list(shared),
             "threads": resources.cpus,
+            "enter": enter,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.workers,
@@ -183,13 +206,21 @@ def train_on_ray(work: Work, shared: Shared, resources: WorkerResources) -> dict
             # for each attempt.
             name=f"attempt-{time.time_ns()}",
             storage_path=(work.run / "ray").location,
+            # Ray's own limit of controller failures is none: it would try for ever.
             failure_config=ray.train.FailureConfig(
                 max_failures=scaling.max_failures, controller_failure_limit=3
             ),
-            callbacks=[_JournalCallback(work.run)],
+            callbacks=[callback],
         ),
     )
-    outcome = _fit(trainer)
+
+
+def final_metrics(outcome: dict[str, Any]) -> dict[str, float]:
+    """What the first worker has returned.
+
+    Raises:
+        UserError, Diverged: as in the workers.
+    """
     if "error" in outcome:
         raise _RETURNED[outcome["error"]](outcome["message"])
     metrics: dict[str, float] = outcome["metrics"]
@@ -272,6 +303,8 @@ class _RayReporter:
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
+    if config["enter"] is not None and ray.train.get_context().get_world_rank() == 0:
+        config["enter"]()
     torch.set_num_threads(config["threads"])
     shared = Shared(*ray.get(config["shared"]))
     try:
@@ -296,12 +329,12 @@ def _fit(trainer: TorchTrainer) -> dict[str, Any]:
         thread.join(0.2)
     error = outcome.get("exception")
     if error is not None:
-        raise RunFailed(_cause(error)) from error
+        raise RunFailed(train_failure(error)) from error
     result: dict[str, Any] = outcome["result"]
     return result
 
 
-def _cause(error: BaseException) -> str:
+def train_failure(error: BaseException) -> str:
     """One sentence for what made the workers fail."""
     failures = getattr(error, "worker_failures", None)
     if failures:

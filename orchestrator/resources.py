@@ -13,6 +13,10 @@ from orchestrator.errors import UserError
 from orchestrator.spec import ScalingSpec
 
 
+_UNITS = 10_000
+"""Ray counts in parts of 0.0001: of 0.3333 GPU there are three to a GPU, of 0.3334 only two."""
+
+
 class Node(NamedTuple):
     """One machine."""
 
@@ -133,11 +137,18 @@ def describe_nodes(nodes: Sequence[Node]) -> str:
 def _places(nodes: Sequence[Node], resources: WorkerResources) -> int:
     """How many workers the nodes have room for."""
     cpus, gpus = resources
-    # The small number is for shares such as 3 x 0.3333.
-    return sum(
-        min(node.cpus // cpus, math.floor(node.gpus / gpus + 1e-3) if gpus else node.cpus)
-        for node in nodes
-    )
+    return sum(min(node.cpus // cpus, _gpu_places(node, gpus)) for node in nodes)
+
+
+def _gpu_places(node: Node, gpus: float) -> int:
+    """How many workers the GPUs of a node suffice for; a share is always one of a single GPU."""
+    if gpus == 0:
+        return node.cpus
+    if gpus >= 1:
+        return math.floor(node.gpus / gpus)
+    share = max(1, round(gpus * _UNITS))
+    whole, rest = divmod(round(node.gpus * _UNITS), _UNITS)
+    return whole * (_UNITS // share) + rest // share
 
 
 def _cpu_count() -> int:

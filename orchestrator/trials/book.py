@@ -17,6 +17,7 @@ from orchestrator.storage import Folder
 from orchestrator.tracking import finish_request, reopen
 from orchestrator.trials.feed import Source
 from orchestrator.trials.session import Tracking
+from orchestrator.trials.wards import Sweeper, Wards
 
 HALT_AFTER = 3
 """So many trials that end, all of them failed, are the experiment's fault and not a trial's."""
@@ -50,6 +51,8 @@ class Book(Callback):
         watcher: Watcher,
         ended_before: int,
         students: bool,
+        wards: Wards | None,
+        sweeper: Sweeper | None,
     ) -> None:
         """Args:
         trials: holds the trials' folders.
@@ -58,12 +61,15 @@ class Book(Callback):
         watcher: shows what happens.
         ended_before: how many trials ended without failing in earlier sessions.
         students: whether the trained students become MLflow models.
+        wards: told of the end of trials of several workers.
+        sweeper: looks for what they have left.
         """
         super().__init__()
         self._trials = trials
         self._source = source
         self._tracking = tracking
         self._students = students
+        self._wards, self._sweeper = wards, sweeper
         self._watcher = watcher
         self._good = ended_before
         self._errors: dict[str, str] = {}
@@ -129,6 +135,7 @@ class Book(Callback):
             name = str(trial)
             if self._closed:
                 return
+            self._release(name)
             self._restarts[name] += 1
             self._journals[name].append({RESTARTS: self._restarts[name]}, step=self._epochs[name])
 
@@ -189,9 +196,19 @@ class Book(Callback):
             self._errors[name] = message
             self._end(name, "failed", metrics={}, tags={"dcd.state": "failed", "error": message})
 
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Now and then."""
+        if self._sweeper is not None:
+            self._sweeper.sweep()
+
+    def _release(self, name: str) -> None:
+        if self._wards is not None:
+            self._wards.release(name)
+
     def _end(
         self, name: str, state: Any, *, metrics: dict[str, float], tags: dict[str, str]
     ) -> None:
+        self._release(name)
         folder, journal = self._trials / name, self._journals.pop(name)
         message = tags.get("error")
         if self._tracking.on:

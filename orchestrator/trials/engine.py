@@ -22,6 +22,7 @@ from orchestrator.trials.book import Book, Watcher
 from orchestrator.trials.feed import Feed, Source, Trial
 from orchestrator.trials.session import Tracking
 from orchestrator.trials.trial import INPUTS_KEY, Bundle, SharedInputs, run_trial
+from orchestrator.trials.wards import Sweeper, Wards
 
 _RETRIES = 1
 """A trial that fails is tried again this often, from its newest checkpoint."""
@@ -93,6 +94,11 @@ def run_trials(
     """
     for key, value in DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    wards = sweeper = None
+    if setup.scaling.workers > 1:
+        wards = Wards()
+        cpus, gpus = setup.resources
+        sweeper = Sweeper(wards, {"CPU": float(cpus)} | ({"GPU": gpus} if gpus else {}))
     book = Book(
         setup.folder,
         source=source,
@@ -100,6 +106,8 @@ def run_trials(
         watcher=watcher,
         ended_before=ended_before,
         students=students,
+        wards=wards,
+        sweeper=sweeper,
     )
 
     def take() -> Trial | None:
@@ -112,8 +120,20 @@ def run_trials(
     if population is not None:
         for trial in population.members:
             create(trial)
+    bundle = Bundle(
+        folder=setup.folder,
+        inputs=setup.inputs,
+        resources=setup.resources,
+        metric=setup.metric,
+        population_interval=population.interval if population else None,
+        wards=wards,
+    )
+    placed = tune.with_resources(
+        tune.with_parameters(trainable, bundle=bundle),
+        trial_resources(setup.scaling, setup.resources),
+    )
     try:
-        _fit(_tuner(trainable, setup, book, scheduler, None if population else feed, population))
+        _fit(_tuner(placed, setup, book, scheduler, None if population else feed, population))
     except BaseException:
         book.close()
         raise
@@ -130,24 +150,13 @@ def room(setup: Setup) -> int:
 
 
 def _tuner(
-    trainable: Callable[..., None],
+    placed: Any,
     setup: Setup,
     book: Book,
     scheduler: Any,
     feed: Feed | None,
     population: Population | None,
 ) -> tune.Tuner:
-    bundle = Bundle(
-        folder=setup.folder,
-        inputs=setup.inputs,
-        resources=setup.resources,
-        metric=setup.metric,
-        population_interval=population.interval if population else None,
-    )
-    placed = tune.with_resources(
-        tune.with_parameters(trainable, bundle=bundle),
-        trial_resources(setup.scaling, setup.resources),
-    )
     param_space: dict[str, Any] = {}
     if population is not None:
         param_space = {
@@ -162,7 +171,7 @@ def _tuner(
             scheduler=scheduler,
             num_samples=-1 if feed else 1,
             # A process that has trained one trial is ready for the next at once.
-            reuse_actors=setup.scaling.workers <= 1 and population is None,
+            reuse_actors=setup.scaling.workers <= 1,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),

@@ -21,6 +21,8 @@ from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 from orchestrator.trials import population
 from orchestrator.trials.group import best_so_far
+from orchestrator.trials.nested import run_nested
+from orchestrator.trials.wards import Wards
 from orchestrator.worker import Shared, Work, run_work
 
 INPUTS_KEY = "inputs"
@@ -47,6 +49,8 @@ class Bundle(NamedTuple):
     """Name of the validation metric that trials are judged by."""
     population_interval: int | None
     """Epochs between two exchanges under population based training, else None."""
+    wards: Wards | None
+    """For trials of several workers."""
 
 
 def run_trial(config: dict[str, Any], *, bundle: Bundle) -> None:
@@ -61,13 +65,13 @@ def run_trial(config: dict[str, Any], *, bundle: Bundle) -> None:
     base, shared = bundle.inputs[config[INPUTS_KEY]]
     work = base._replace(experiment=experiment, run=folder)
     reporter = _TuneReporter(folder, bundle, experiment)
-    if experiment.scaling.workers > 1:
-        from orchestrator.trials.nested import run_nested
-
+    if bundle.wards is not None:
         run_nested(
+            name,
             work,
             shared,
             bundle.resources,
+            wards=bundle.wards,
             report=lambda epoch, metrics: reporter.report({epoch: metrics}),
         )
         return
