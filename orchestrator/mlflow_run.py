@@ -1,32 +1,57 @@
-"""One run in MLflow: found or created, described, shown at its model."""
+"""One run in MLflow: found or created, filled, ended."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.journal import Point
-from orchestrator.mlflow_client import Unsent, is_http
+from orchestrator.mlflow_client import Unsent, connect, is_http
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, RunInfo
+
+    from orchestrator.storage import Folder
 
 logger = logging.getLogger(__name__)
 
 KEY_TAG = "dcd.key"
 """Tag by which a run is found again when its id was lost in a crash."""
 
+PARENT_TAG = "mlflow.parentRunId"
+"""Tag by which MLflow shows a run under another."""
+
 # Opens the experiment in the UI's view for training, not for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
-# Limits of MLflow's batch call.
-_MAX_METRICS = 1000
-_MAX_PARAMS = 100
+
+class Destination(NamedTuple):
+    """Where runs are sent to, for as long as one connection lasts."""
+
+    uri: str
+    """MLflow tracking URI."""
+    client: MlflowClient
+    """Connected to it."""
+    experiment_ids: dict[str, str]
+    """Those asked for so far, by name."""
+
+
+@contextmanager
+def open_destination(uri: str) -> Iterator[Destination]:
+    """Connect to a tracking URI, for one run or many.
+
+    Raises:
+        Unreachable: an HTTP server does not answer.
+    """
+    with connect(uri) as client:
+        yield Destination(uri, client, {})
 
 
 def known_run(client: MlflowClient, run_id: str) -> RunInfo | None:
@@ -42,79 +67,118 @@ def known_run(client: MlflowClient, run_id: str) -> RunInfo | None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        logger.warning("MLflow lost run %s: sending it anew", run_id)
         return None
     if info.lifecycle_stage == "deleted":
         raise Unsent(f"the MLflow run {run_id} was deleted: restore it first")
     return info
 
 
-def create_run(client: MlflowClient, request: dict[str, Any]) -> RunInfo:
-    """Create the requested run, unless a crash came after its creation: then find it.
+def find_run(to: Destination, request: dict[str, Any]) -> RunInfo | None:
+    """The requested run, when it was created and its id lost."""
+    found = to.client.search_runs(
+        [_experiment_id(to, request)], f"tags.`{KEY_TAG}` = '{request['key']}'", max_results=1
+    )
+    return found[0].info if found else None
+
+
+def create_run(to: Destination, request: dict[str, Any], *, tags: Mapping[str, str]) -> RunInfo:
+    """Create the requested run.
 
     Raises:
         Unsent: the experiment was deleted.
     """
-    experiment_id = _ensure_experiment(client, request)
-    found = client.search_runs(
-        [experiment_id], f"tags.`{KEY_TAG}` = '{request['key']}'", max_results=1
-    )
-    if found:
-        return found[0].info
-    run = client.create_run(
-        experiment_id,
+    run = to.client.create_run(
+        _experiment_id(to, request),
         start_time=request["created_ms"],
-        tags=request["tags"],
+        tags=dict(tags),
         run_name=request["run_name"],
     )
     return run.info
 
 
-def describe_run(client: MlflowClient, run_id: str, request: dict[str, Any]) -> None:
-    """Send parameters, tags, the data set's description and texts."""
-    from mlflow.entities import Param, RunTag
-
-    params = [Param(name, value) for name, value in request["params"].items()]
-    for start in range(0, len(params), _MAX_PARAMS):
-        client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
-    client.log_batch(run_id, tags=[RunTag(*item) for item in request["tags"].items()])
-    if request["dataset"] is not None:
-        client.log_inputs(run_id, datasets=[_dataset_input(request["dataset"])])
-    for path, text in request["texts"].items():
-        client.log_text(run_id, text, path)
-
-
-def send_points(
-    client: MlflowClient, run_id: str, points: Iterable[Point], *, model_id: str | None = None
+def log_values(
+    client: MlflowClient,
+    run_id: str,
+    points: Iterable[Point],
+    *,
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    model_id: str | None = None,
 ) -> int:
-    """Send points with the time they were measured at, which makes sending them twice harmless.
+    """Send points, parameters and tags in as few calls as MLflow's limits allow.
+
+    Points keep the time they were measured at, which makes sending them twice harmless.
 
     Args:
         client: of the tracking server.
         run_id: the run.
         points: what to send.
-        model_id: a model of the run that is to show them too.
+        params: parameters to send with them.
+        tags: tags to send with them.
+        model_id: a model of the run that is to show the points too.
 
     Returns:
-        How many.
+        How many points.
     """
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Param, RunTag
 
     metrics = [
         Metric(point.name, point.value, point.timestamp_ms, point.step, model_id=model_id)
         for point in points
     ]
-    for start in range(0, len(metrics), _MAX_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
+    client.log_batch(
+        run_id,
+        metrics=metrics,
+        params=[Param(*item) for item in (params or {}).items()],
+        tags=[RunTag(*item) for item in (tags or {}).items()],
+    )
     return len(metrics)
 
 
-def end_run(client: MlflowClient, run_id: str, finish: dict[str, Any]) -> None:
-    """Send the last tags and the status."""
-    from mlflow.entities import RunTag
+def log_dataset(client: MlflowClient, run_id: str, values: dict[str, str]) -> None:
+    """Show what data a run is trained on."""
+    client.log_inputs(run_id, datasets=[_dataset_input(values)])
 
-    client.log_batch(run_id, tags=[RunTag(*item) for item in finish["tags"].items()])
-    client.set_terminated(run_id, finish["status"], finish["time_ms"])
+
+def log_texts(to: Destination, artifact_uri: str, texts: Mapping[str, str]) -> None:
+    """Send texts as artifacts, by their path."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, (path, text) in enumerate(texts.items()):
+            file = Path(scratch, str(number), PurePosixPath(path).name)
+            file.parent.mkdir()
+            file.write_text(text, encoding="utf-8")
+            _log_file(to, artifact_uri, file, path)
+
+
+def log_files(to: Destination, artifact_uri: str, run: Folder, names: Iterable[str]) -> list[str]:
+    """Send files of a run's folder as artifacts of the same paths.
+
+    Returns:
+        Those that are not there.
+    """
+    missing = []
+    for name in names:
+        content = run.read(name)
+        if content is None:
+            missing.append(name)
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, PurePosixPath(name).name)
+            file.write_bytes(content)
+            _log_file(to, artifact_uri, file, name)
+    return missing
+
+
+def _log_file(to: Destination, artifact_uri: str, file: Path, path: str) -> None:
+    # Not by the client, which would ask for each run's artifact location first.
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
+
+    location = add_databricks_profile_info_to_artifact_uri(artifact_uri, to.uri)
+    above = PurePosixPath(path).parent
+    get_artifact_repository(location, tracking_uri=to.uri).log_artifact(
+        str(file), None if above == PurePosixPath(".") else str(above)
+    )
 
 
 def _dataset_input(values: dict[str, str]) -> DatasetInput:
@@ -130,21 +194,27 @@ def _dataset_input(values: dict[str, str]) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
-def _ensure_experiment(client: MlflowClient, request: dict[str, Any]) -> str:
+def _experiment_id(to: Destination, request: dict[str, Any]) -> str:
+    name = request["experiment"]
+    if name not in to.experiment_ids:
+        to.experiment_ids[name] = _ensure_experiment(to, name, request["artifact_root"])
+    return to.experiment_ids[name]
+
+
+def _ensure_experiment(to: Destination, name: str, artifact_root: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    name = request["experiment"]
-    if client.get_experiment_by_name(name) is None:
-        root = request["artifact_root"]
+    experiment = to.client.get_experiment_by_name(name)
+    if experiment is None:
         location = None
-        if root is not None and not is_http(request["uri"]):
-            location = str(Path(root, re.sub(r"[^A-Za-z0-9._-]", "_", name)))
+        if artifact_root is not None and not is_http(to.uri):
+            location = str(Path(artifact_root, re.sub(r"[^A-Za-z0-9._-]", "_", name)))
         try:
-            client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
+            to.client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
         except MlflowException as error:  # another run may have been quicker
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-    experiment = client.get_experiment_by_name(name)
+        experiment = to.client.get_experiment_by_name(name)
     assert experiment is not None
     if experiment.lifecycle_stage == "deleted":
         raise Unsent(f"the MLflow experiment {name!r} was deleted: restore it first")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from orchestrator.error_text import cause
 from orchestrator.errors import UserError
-from orchestrator.mlflow_client import without_password
+from orchestrator.mlflow_client import is_http, without_password
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 from orchestrator.tracking import default_tracking_uri
@@ -27,7 +27,7 @@ class Places(NamedTuple):
     tracking_uri: str | None
     """None with tracking off."""
     artifact_root: str | None
-    """Where MLflow's artifacts go with a default SQLite store; None lets the server decide."""
+    """Where MLflow's artifacts go when runs are in a database; None lets a server decide."""
 
 
 def find_places(experiment: Experiment) -> Places:
@@ -55,7 +55,7 @@ def tracking_place(uri: str | None) -> tuple[str, str | None]:
     base = base_folder()
     if uri:
         check_tracking_uri(uri, setting=source)
-    if uri and not uri.startswith("sqlite:"):
+    if uri and (is_http(uri) or uri.startswith("databricks")):
         return uri, None
     return uri or default_tracking_uri(base), str(base / "mlartifacts")
 

@@ -61,7 +61,6 @@ def start_tracking(
             "profile": json.dumps({"counts": describe_counts(inputs.dataset)}),
         },
         artifact_root=places.artifact_root,
-        parent_run_id=None,
         register=experiment.tracking.register_as,
     )
     reopen(folder)

@@ -27,9 +27,11 @@ from mlflow_server import MlflowServer, free_port
 from orchestrator.journal import Journal
 from orchestrator.storage import Folder
 from orchestrator.tracking import (
+    SyncReport,
     Tracker,
     default_tracking_uri,
     finish_request,
+    has_pending,
     pending_runs,
     reopen,
     request_tracking,
@@ -166,7 +168,8 @@ def test_more_points_than_one_batch_holds_arrive_once_even_when_sent_twice(
     Journal(run).append({f"metric_{i:04d}": float(i) for i in range(1501)}, step=1)
     Journal(run).append({"nan": math.nan, "inf": math.inf}, step=1)
     first = sync_run(run)
-    run.delete("tracking/state.json")  # as when the acknowledgement was lost in a crash
+    # As when the acknowledgement was lost in a crash.
+    run.write_json("tracking/state.json", {"uri": server.uri, "attempted": True})
     second = sync_run(run)
 
     assert (first.pending, second.pending) == (None, None)
@@ -187,13 +190,19 @@ def test_a_crash_between_creating_the_run_and_noting_its_id_makes_no_second_run(
         import os, sys
         from orchestrator.storage import Folder
         from orchestrator.tracking import sync_run
-        Folder.write_json = lambda *_: os._exit(9)  # the first note is the run's id
+        notes = []
+        def write_json(folder, name, value, real=Folder.write_json):
+            notes.append(name)
+            if len(notes) == 2:  # the first says that the run is about to be created
+                os._exit(9)
+            real(folder, name, value)
+        Folder.write_json = write_json
         sync_run(Folder(sys.argv[1]))
         """
     )
     died = subprocess.run([sys.executable, "-c", crashing, run.location], timeout=120)
     assert died.returncode == 9
-    assert run.read_json("tracking/state.json") is None
+    assert run.read_json("tracking/state.json") == {"uri": server.uri, "attempted": True}
     assert len(runs_of(server.uri, experiment)) == 1
 
     report = sync_run(run)
@@ -306,20 +315,98 @@ def test_values_that_are_too_long_for_mlflow_are_cut_and_hold_nothing_up(
     assert stored.data.tags["error"].startswith("zzz")
 
 
-def test_children_are_shown_under_their_parent(
+def test_the_same_request_again_sends_nothing_again(server: MlflowServer, run: Folder) -> None:
+    experiment = request(run, server.uri)
+    assert sync_run(run).pending is None
+    request(run, server.uri, experiment=experiment)
+    assert not has_pending(run)
+    request(run, server.uri, experiment=experiment, tags={"git.commit": "other"})
+    assert has_pending(run)
+
+
+def test_a_run_that_comes_back_to_its_first_place_goes_on_there(
     server: MlflowServer, run: Folder, tmp_path: Path
 ) -> None:
     experiment = request(run, server.uri)
-    parent = sync_run(run).run_id
-    child_run = Folder(str(tmp_path / "runs" / "child"))
-    request(child_run, server.uri, experiment=experiment, parent_run_id=parent)
-    child = sync_run(child_run).run_id
+    Journal(run).append({"train/loss": 2.0}, step=1)
+    first = sync_run(run)
+    retarget(run, uri=default_tracking_uri(tmp_path), artifact_root=str(tmp_path / "artifacts"))
+    assert sync_run(run).pending is None
+    Journal(run).append({"train/loss": 1.0}, step=2)
+    retarget(run, uri=server.uri, artifact_root=None)
 
-    found = MlflowClient(server.uri).search_runs(
-        [runs_of(server.uri, experiment)[0].info.experiment_id],
-        f"tags.mlflow.parentRunId = '{parent}'",
+    report = sync_run(run)
+
+    assert (report.pending, report.run_id) == (None, first.run_id)
+    assert len(runs_of(server.uri, experiment)) == 1
+    assert report.run_id is not None
+    assert points(server.uri, report.run_id, "train/loss") == [(1, 2.0), (2, 1.0)]
+
+
+def test_files_of_the_run_become_artifacts_when_it_ends_and_again_when_it_ends_anew(
+    server: MlflowServer, run: Folder
+) -> None:
+    request(run, server.uri)
+    run.write("report.md", "# first")
+    run.write("figures/curve.png", b"\x89PNG")
+    names = ["report.md", "figures/curve.png"]
+    ending: dict[str, Any] = {"status": "FINISHED", "metrics": {}, "tags": {}, "student": False}
+    finish_request(run, **ending, artifacts=names)
+    report = sync_run(run)
+
+    assert report.pending is None
+    assert report.run_id is not None
+    uri = MlflowClient(server.uri).get_run(report.run_id).info.artifact_uri
+    assert mlflow.artifacts.load_text(f"{uri}/report.md") == "# first"
+    figure = mlflow.artifacts.download_artifacts(f"{uri}/figures/curve.png")
+    assert Path(figure).read_bytes() == b"\x89PNG"
+
+    run.write("report.md", "# second")
+    finish_request(run, **ending, artifacts=names)
+    assert sync_run(run).pending is None
+    assert mlflow.artifacts.load_text(f"{uri}/report.md") == "# second"
+
+
+def test_files_of_a_remote_folder_become_artifacts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyarrow.fs import FileSystem, SubTreeFileSystem
+
+    run = Folder("s3://bucket/runs/digits")
+    local, root = FileSystem.from_uri(tmp_path.as_uri())
+    store = SubTreeFileSystem(root, local)
+    monkeypatch.setattr(Folder, "_filesystem", lambda folder: (store, folder.location[5:]))
+    uri = default_tracking_uri(tmp_path)
+    experiment = request(run, uri, artifact_root=str(tmp_path / "artifacts"))
+    run.write("figures/curve.png", b"\x89PNG")
+    finish_request(
+        run,
+        status="FINISHED",
+        metrics={},
+        tags={},
+        student=False,
+        artifacts=["figures/curve.png"],
     )
-    assert [item.info.run_id for item in found] == [child]
+
+    assert sync_run(run).pending is None
+
+    [stored] = runs_of(uri, experiment)
+    assert Path(stored.info.artifact_uri, "figures/curve.png").read_bytes() == b"\x89PNG"
+
+
+def test_a_file_that_is_not_there_is_reported_and_the_run_has_ended_all_the_same(
+    server: MlflowServer, run: Folder
+) -> None:
+    experiment = request(run, server.uri)
+    finish_request(
+        run, status="FINISHED", metrics={}, tags={}, student=False, artifacts=["report.md"]
+    )
+
+    pending = sync_run(run).pending
+
+    assert pending == "report.md should be an artifact and is not in the run's folder"
+    [stored] = runs_of(server.uri, experiment)
+    assert stored.info.status == "FINISHED"
 
 
 def test_two_syncs_at_once_make_one_run(server: MlflowServer, run: Folder) -> None:
@@ -449,7 +536,7 @@ def test_pending_runs_are_those_with_something_unsent(server: MlflowServer, tmp_
 def test_a_run_without_tracking_has_nothing_to_send_and_gets_no_files(run: Folder) -> None:
     Journal(run).append({"train/loss": 2.0}, step=1)
 
-    assert sync_run(run) == (None, 0, None, None)
+    assert sync_run(run) == SyncReport(None, 0, None, None)
     assert run.names() == ["journal"]
 
 
