@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -290,11 +291,11 @@ def _read(name: str, experiment: Experiment) -> Inputs:
 
 def _trials(request: Request, arms: Mapping[str, Experiment], group_name: str) -> list[Trial]:
     """Seed by seed, so that a comparison that is cut off has whole seeds."""
-    trials = []
+    trials, slugs = [], _slugs(list(arms))
     for number in range(request.seeds):
-        for position, (name, arm) in enumerate(arms.items(), start=1):
+        for name, arm in arms.items():
             seed = request.experiment.seed + number
-            trial = f"arm-{position:02d}-seed-{seed}"
+            trial = f"{slugs[name]}-seed-{seed}"
             updates: dict[str, Any] = {"name": f"{group_name}-{trial}", "seed": seed}
             if request.vary_data:
                 updates["data.seed"] = request.experiment.data.seed + number
@@ -303,6 +304,19 @@ def _trials(request: Request, arms: Mapping[str, Experiment], group_name: str) -
                 Trial(trial, changed(arm, updates), settings, {"arm": name, "seed": seed}, name)
             )
     return trials
+
+
+def _slugs(names: Sequence[str]) -> dict[str, str]:
+    """A name for folders for each arm, as its own as the arm's."""
+    slugs: dict[str, str] = {}
+    for name in names:
+        slug = base = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:20] or "arm"
+        number = 1
+        while slug in slugs.values():
+            number += 1
+            slug = f"{base}-{number}"
+        slugs[name] = slug
+    return slugs
 
 
 def _run(
@@ -343,7 +357,7 @@ def _run(
         total=len(planned),
         epochs=max(trial.experiment.train.epochs for trial in planned),
         settings_of=lambda name: shown.get(name, {}),
-        higher_is_better=True,
+        higher_is_better=None,
         ended={name: done[name] for name in done if name in shown},
         on_change=lambda ended, best: tracking.note({"comparison/ended": ended}, step=ended),
     ) as board:

@@ -9,19 +9,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from ray import ObjectRef
 from ray.autoscaler.sdk import request_resources
 from ray.train.torch import TorchTrainer, get_device
 
 from orchestrator.error_text import cause
 from orchestrator.errors import Diverged, Interrupted, OrchestratorError, RunFailed, UserError
 from orchestrator.journal import RESTARTS, Journal
-from orchestrator.reporter import Ranks
+from orchestrator.reporter import Ranks, Reporter
 from orchestrator.resources import (
     Node,
     WorkerResources,
@@ -49,8 +51,16 @@ DRIVER_ENVIRONMENT = {
 }
 
 
+START_RETRIES = 3
+"""So often workers that find no room are waited for again; Ray's default is for ever."""
+
+
+class Stopped(OrchestratorError):
+    """A reporter raises it, in all ranks at the same report, to end a training early."""
+
+
 _RETURNED: dict[str, type[OrchestratorError]] = {
-    kind.__name__: kind for kind in (UserError, Diverged)
+    kind.__name__: kind for kind in (UserError, Diverged, Stopped)
 }
 """Errors that all ranks raise alike and that would only repeat. Workers return them, for Ray would
 replace one that raises; any other error ends all workers, and another attempt may help."""
@@ -163,68 +173,100 @@ def train_on_ray(work: Work, shared: Shared, resources: WorkerResources) -> dict
         UserError, Diverged: as in the workers.
         RunFailed: workers kept failing.
     """
-    # One copy of the images per node: workers read Ray's object store in place.
-    parts = [ray.put(part) for part in shared]
-    trainer = build_trainer(work, parts, resources, callback=_JournalCallback(work.run))
-    return final_metrics(_fit(trainer))
+    training = start_training(
+        work,
+        [ray.put(part) for part in shared],
+        resources,
+        reporter=_RayReporter,
+        callbacks=[_JournalCallback(work.run)],
+    )
+    while not training.done():
+        wait([training], timeout=0.2)  # short, so that signals are ours to handle in this thread
+    return training_result(training)
 
 
-def build_trainer(
+def start_training(
     work: Work,
-    shared: Sequence[ray.ObjectRef],
+    shared: Sequence[ObjectRef],
     resources: WorkerResources,
     *,
-    callback: ray.train.UserCallback,
-    enter: Callable[[], None] | None = None,
-) -> TorchTrainer:
-    """A trainer whose workers run `run_work`.
+    reporter: Callable[[], Reporter],
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    memory: int = 0,
+) -> Future[Any]:
+    """Start Ray Train in a thread.
 
     Args:
-        work: what they do.
-        shared: the parts of `Shared` in Ray's object store.
+        work: what to train.
+        shared: the parts of `Shared` in Ray's object store: one copy per node, read in place.
         resources: of each worker.
-        callback: hears of each report, in Train's controller.
-        enter: called by the first worker before all else.
+        reporter: makes a worker's reporter, in the worker.
+        callbacks: called in Ray Train's controller.
+        memory: bytes that each worker asks for.
+
+    Returns:
+        What is to become of it, for `training_result`.
     """
     scaling = work.experiment.scaling
-    return TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "work": work,
             "shared": list(shared),
             "threads": resources.cpus,
-            "enter": enter,
+            "reporter": reporter,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker={"CPU": resources.cpus}
-            | ({"GPU": resources.gpus} if resources.gpus else {}),
+            | ({"GPU": resources.gpus} if resources.gpus else {})
+            | ({"memory": memory} if memory else {}),
         ),
         run_config=ray.train.RunConfig(
             # Our checkpoints, not Ray's snapshot, are what a run resumes from: a name of its own
             # for each attempt.
             name=f"attempt-{time.time_ns()}",
             storage_path=(work.run / "ray").location,
-            # Ray's own limit of controller failures is none: it would try for ever.
             failure_config=ray.train.FailureConfig(
-                max_failures=scaling.max_failures, controller_failure_limit=3
+                max_failures=scaling.max_failures, controller_failure_limit=START_RETRIES
             ),
-            callbacks=[callback],
+            callbacks=list(callbacks),
         ),
     )
+    training: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            training.set_result(trainer.fit().return_value)
+        except BaseException as error:
+            training.set_exception(error)
+
+    threading.Thread(target=fit, name="ray-train-fit", daemon=True).start()
+    return training
 
 
-def final_metrics(outcome: dict[str, Any]) -> dict[str, float]:
-    """What the first worker has returned.
+def training_result(training: Future[Any]) -> dict[str, float]:
+    """The final metrics of a training that is over.
 
     Raises:
         UserError, Diverged: as in the workers.
+        RunFailed: workers kept failing.
     """
+    error = training.exception()
+    if error is not None:
+        raise RunFailed(_cause(error)) from error
+    outcome = training.result()
     if "error" in outcome:
         raise _RETURNED[outcome["error"]](outcome["message"])
     metrics: dict[str, float] = outcome["metrics"]
     return metrics
+
+
+def this_rank() -> Ranks:
+    """A Ray Train worker's place among the others."""
+    context = ray.train.get_context()
+    return Ranks(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
 
 
 def _join(options: dict[str, Any]) -> None:
@@ -289,10 +331,7 @@ class _RayReporter:
     """Hands metrics to the controller."""
 
     def __init__(self) -> None:
-        context = ray.train.get_context()
-        self.ranks = Ranks(
-            rank=context.get_world_rank(), size=context.get_world_size(), device=get_device()
-        )
+        self.ranks = this_rank()
         self._first = True
 
     def report(self, metrics_by_step: Mapping[int, Mapping[str, float]]) -> None:
@@ -303,38 +342,15 @@ class _RayReporter:
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
-    if config["enter"] is not None and ray.train.get_context().get_world_rank() == 0:
-        config["enter"]()
     torch.set_num_threads(config["threads"])
     shared = Shared(*ray.get(config["shared"]))
     try:
-        return {"metrics": run_work(config["work"], shared, _RayReporter())}
+        return {"metrics": run_work(config["work"], shared, config["reporter"]())}
     except tuple(_RETURNED.values()) as error:
         return {"error": type(error).__name__, "message": str(error)}
 
 
-def _fit(trainer: TorchTrainer) -> dict[str, Any]:
-    """Fit in a thread, so that signals are ours to handle in the main one."""
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit().return_value
-        except BaseException as error:
-            outcome["exception"] = error
-
-    thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    error = outcome.get("exception")
-    if error is not None:
-        raise RunFailed(train_failure(error)) from error
-    result: dict[str, Any] = outcome["result"]
-    return result
-
-
-def train_failure(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     """One sentence for what made the workers fail."""
     failures = getattr(error, "worker_failures", None)
     if failures:

@@ -12,7 +12,6 @@ import torch
 from orchestrator.errors import UserError
 from orchestrator.spec import ScalingSpec
 
-
 _UNITS = 10_000
 """Ray counts in parts of 0.0001: of 0.3333 GPU there are three to a GPU, of 0.3334 only two."""
 

@@ -30,6 +30,18 @@ COVERED = {
         "tests/integration/test_demo.py",
         '"distill", "--resume", "digits"',
     ),
+    "dcd search dcd examples/digits.yaml --trials 16": (
+        "tests/integration/test_demo.py",
+        '"search", "dcd", "examples/digits.yaml", "--trials", "16"',
+    ),
+    "dcd compare examples/digits.yaml --arms ce,kd,dcd,dcd+kd --seeds 5": (
+        "tests/integration/test_demo.py",
+        '"compare", "examples/digits.yaml", "--arms", "ce,kd,dcd,dcd+kd", "--seeds", "5"',
+    ),
+    "dcd plan examples/digits.yaml --space dcd --trials 16": (
+        "tests/integration/test_demo.py",
+        '"plan", "examples/digits.yaml", "--space", "dcd", "--trials", "16"',
+    ),
     "dcd sync": ("tests/integration/test_demo.py", 'run(newcomer, "sync")'),
     "dcd ui": ("tests/integration/test_browser.py", 'start(workplace, "ui"'),
     "dcd doctor": ("tests/integration/test_demo.py", 'run(newcomer, "doctor")'),

@@ -11,15 +11,17 @@ from orchestrator.errors import RunFailed, UserError
 from orchestrator.experiment_file import build_experiment, flatten, identity
 from orchestrator.group_tracking import GroupReport
 from orchestrator.inputs import Inputs, read_inputs
+from orchestrator.journal import Journal
 from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places, find_places
 from orchestrator.progress import Display
 from orchestrator.reports.search import SearchRecord
 from orchestrator.runs import write_state
+from orchestrator.search import latency
 from orchestrator.search.finals import final_trials, median_final
 from orchestrator.search.latency import measure_latencies
 from orchestrator.search.plan import TrialBase, check_fits, count_trials, trial_base
-from orchestrator.search.records import PARAMETERS, score, tried, winner
+from orchestrator.search.records import LATENCY, PARAMETERS, score, tried, winner
 from orchestrator.search.report import search_record, write_report
 from orchestrator.search.source import INPUTS, SpaceSource
 from orchestrator.search.study import Study
@@ -393,8 +395,7 @@ class _Search:
 
     def _end(self, prepared: Prepared, best: Record) -> Outcome:
         if any(goal.metric == PARAMETERS for goal in self.space.goals):
-            done = [r.name for r in read_trials(self.trials) if r.state == "finished"]
-            measure_latencies([self.trials / name for name in done], display=self.display)
+            self._measure_sizes()
         record = search_record(
             self.group,
             self.space,
@@ -427,6 +428,20 @@ class _Search:
                 report = self.tracking.close()
         student = self.finals / chosen.name if chosen else None
         return Outcome(self.group, record, student, False, report)
+
+    def _measure_sizes(self) -> None:
+        """Latency and parameters of the finished trials' students, in MLflow too."""
+        done = [record for record in read_trials(self.trials) if record.state == "finished"]
+        measure_latencies([self.trials / r.name for r in done], display=self.display)
+        for record in done:
+            folder = self.trials / record.name
+            sizes = {
+                PARAMETERS: float(record.details[PARAMETERS]),
+                LATENCY: folder.read_json(latency.FILE)["latency_ms"],
+            }
+            journal = Journal(folder)
+            journal.append_history([(record.epochs, sizes)])
+            self.tracking.changed(folder, journal)
 
     def _no_winner(self) -> str:
         records = read_trials(self.trials)

@@ -11,6 +11,9 @@ from search_spaces import Space
 PARAMETERS = "student/parameters"
 """Goal: number of the student's parameters; known before it is trained."""
 
+LATENCY = "student/latency_ms"
+"""Metric: milliseconds for one image, measured after the search."""
+
 
 def score(record: Record, space: Space) -> float | None:
     """The main goal's value of the student that a trial has kept so far."""

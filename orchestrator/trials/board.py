@@ -31,7 +31,7 @@ class Board:
         total: int,
         epochs: int,
         settings_of: Callable[[str], Mapping[str, Any]],
-        higher_is_better: bool,
+        higher_is_better: bool | None,
         ended: Mapping[str, tuple[str, float | None]],
         on_change: Callable[[int, float | None], None] = lambda ended, best: None,
     ) -> None:
@@ -41,14 +41,14 @@ class Board:
         total: how many there will be.
         epochs: of a trial.
         settings_of: what sets a trial apart, by its name.
-        higher_is_better: whether a large score is good.
+        higher_is_better: whether a large score is good; None where no best is looked for.
         ended: state and score of the trials of earlier sessions.
         on_change: told how many have ended and the best score, whenever that changes.
         """
         self._display = display
         self._what, self._total, self._epochs = what, total, epochs
         self._settings_of, self._on_change = settings_of, on_change
-        self._sign = 1.0 if higher_is_better else -1.0
+        self._sign = {True: 1.0, False: -1.0, None: None}[higher_is_better]
         self._counts = Counter(state for state, _ in ended.values())
         self._before = len(ended)
         self._running: dict[str, tuple[int, float | None]] = {}
@@ -106,15 +106,20 @@ class Board:
         self._on_change(ended, best)
 
     def _consider(self, name: str, score: float | None) -> None:
-        if score is not None and (
-            self._best is None or self._sign * score > self._sign * self._best[0]
-        ):
+        sign = self._sign
+        if score is None or sign is None:
+            return
+        if self._best is None or sign * score > sign * self._best[0]:
             self._best = (score, name)
 
     def _summary(self) -> str:
         ended = sum(self._counts.values())
         parts = [f"{ended}/{self._total} {self._what}"]
-        parts += [f"{self._counts[state]} {_WORDS.get(state, state)}" for state in _STATES]
+        parts += [
+            f"{self._counts[state]} {_WORDS.get(state, state)}"
+            for state in _STATES
+            if self._counts[state]
+        ]
         parts.append(f"{len(self._running)} running")
         if self._best is not None:
             parts.append(f"best {self._best[0]:.2f} ({self._best[1]})")

@@ -17,7 +17,6 @@ from orchestrator.storage import Folder
 from orchestrator.tracking import finish_request, reopen
 from orchestrator.trials.feed import Source
 from orchestrator.trials.session import Tracking
-from orchestrator.trials.wards import Sweeper, Wards
 
 HALT_AFTER = 3
 """So many trials that end, all of them failed, are the experiment's fault and not a trial's."""
@@ -51,8 +50,6 @@ class Book(Callback):
         watcher: Watcher,
         ended_before: int,
         students: bool,
-        wards: Wards | None,
-        sweeper: Sweeper | None,
     ) -> None:
         """Args:
         trials: holds the trials' folders.
@@ -61,15 +58,12 @@ class Book(Callback):
         watcher: shows what happens.
         ended_before: how many trials ended without failing in earlier sessions.
         students: whether the trained students become MLflow models.
-        wards: told of the end of trials of several workers.
-        sweeper: looks for what they have left.
         """
         super().__init__()
         self._trials = trials
         self._source = source
         self._tracking = tracking
         self._students = students
-        self._wards, self._sweeper = wards, sweeper
         self._watcher = watcher
         self._good = ended_before
         self._errors: dict[str, str] = {}
@@ -117,15 +111,8 @@ class Book(Callback):
     ) -> None:
         """A trial is placed, for the first time or again."""
         with self._lock:
-            name = str(trial)
-            if self._closed or name in self._journals:
-                return
-            self._journals[name] = Journal(self._trials / name)
-            write_state(self._trials / name, "running")
-            if self._tracking.on:
-                reopen(self._trials / name)
-                self._tracking.changed(self._trials / name, self._journals[name])
-            self._watcher.started(name)
+            if not self._closed:
+                self._begin(str(trial))
 
     def on_trial_recover(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -135,7 +122,7 @@ class Book(Callback):
             name = str(trial)
             if self._closed:
                 return
-            self._release(name)
+            self._begin(name)  # its process may have died before it was started
             self._restarts[name] += 1
             self._journals[name].append({RESTARTS: self._restarts[name]}, step=self._epochs[name])
 
@@ -192,23 +179,24 @@ class Book(Callback):
             name = str(trial)
             if self._closed:
                 return
+            self._begin(name)
             message = failure(trial)
             self._errors[name] = message
             self._end(name, "failed", metrics={}, tags={"dcd.state": "failed", "error": message})
 
-    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Now and then."""
-        if self._sweeper is not None:
-            self._sweeper.sweep()
-
-    def _release(self, name: str) -> None:
-        if self._wards is not None:
-            self._wards.release(name)
+    def _begin(self, name: str) -> None:
+        if name in self._journals:
+            return
+        self._journals[name] = Journal(self._trials / name)
+        write_state(self._trials / name, "running")
+        if self._tracking.on:
+            reopen(self._trials / name)
+            self._tracking.changed(self._trials / name, self._journals[name])
+        self._watcher.started(name)
 
     def _end(
         self, name: str, state: Any, *, metrics: dict[str, float], tags: dict[str, str]
     ) -> None:
-        self._release(name)
         folder, journal = self._trials / name, self._journals.pop(name)
         message = tags.get("error")
         if self._tracking.on:

@@ -20,9 +20,9 @@ from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
 from orchestrator.trials.book import Book, Watcher
 from orchestrator.trials.feed import Feed, Source, Trial
+from orchestrator.trials.nested import stoppable
 from orchestrator.trials.session import Tracking
 from orchestrator.trials.trial import INPUTS_KEY, Bundle, SharedInputs, run_trial
-from orchestrator.trials.wards import Sweeper, Wards
 
 _RETRIES = 1
 """A trial that fails is tried again this often, from its newest checkpoint."""
@@ -94,11 +94,6 @@ def run_trials(
     """
     for key, value in DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    wards = sweeper = None
-    if setup.scaling.workers > 1:
-        wards = Wards()
-        cpus, gpus = setup.resources
-        sweeper = Sweeper(wards, {"CPU": float(cpus)} | ({"GPU": gpus} if gpus else {}))
     book = Book(
         setup.folder,
         source=source,
@@ -106,8 +101,6 @@ def run_trials(
         watcher=watcher,
         ended_before=ended_before,
         students=students,
-        wards=wards,
-        sweeper=sweeper,
     )
 
     def take() -> Trial | None:
@@ -120,20 +113,8 @@ def run_trials(
     if population is not None:
         for trial in population.members:
             create(trial)
-    bundle = Bundle(
-        folder=setup.folder,
-        inputs=setup.inputs,
-        resources=setup.resources,
-        metric=setup.metric,
-        population_interval=population.interval if population else None,
-        wards=wards,
-    )
-    placed = tune.with_resources(
-        tune.with_parameters(trainable, bundle=bundle),
-        trial_resources(setup.scaling, setup.resources),
-    )
     try:
-        _fit(_tuner(placed, setup, book, scheduler, None if population else feed, population))
+        _fit(_tuner(trainable, setup, book, scheduler, None if population else feed, population))
     except BaseException:
         book.close()
         raise
@@ -150,13 +131,25 @@ def room(setup: Setup) -> int:
 
 
 def _tuner(
-    placed: Any,
+    trainable: Callable[..., None],
     setup: Setup,
     book: Book,
     scheduler: Any,
     feed: Feed | None,
     population: Population | None,
 ) -> tune.Tuner:
+    bundle = Bundle(
+        folder=setup.folder,
+        inputs=setup.inputs,
+        resources=setup.resources,
+        metric=setup.metric,
+        population_interval=population.interval if population else None,
+    )
+    bundled = tune.with_parameters(trainable, bundle=bundle)
+    placed = tune.with_resources(
+        stoppable(bundled) if setup.scaling.workers > 1 else bundled,
+        trial_resources(setup.scaling, setup.resources),
+    )
     param_space: dict[str, Any] = {}
     if population is not None:
         param_space = {

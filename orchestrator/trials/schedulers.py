@@ -190,9 +190,9 @@ class _Population(PopulationBasedTraining):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Nothing is taken over after the last epoch, when it would not be trained any more."""
-        if result["epoch"] >= self.epochs:
-            return TrialScheduler.CONTINUE
-        action: str = super().on_trial_result(tune_controller, trial, result)
+        action: str = TrialScheduler.CONTINUE
+        if result["epoch"] < self.epochs:
+            action = super().on_trial_result(tune_controller, trial, result)
         return action
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:

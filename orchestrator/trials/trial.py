@@ -22,7 +22,6 @@ from orchestrator.storage import Folder
 from orchestrator.trials import population
 from orchestrator.trials.group import best_so_far
 from orchestrator.trials.nested import run_nested
-from orchestrator.trials.wards import Wards
 from orchestrator.worker import Shared, Work, run_work
 
 INPUTS_KEY = "inputs"
@@ -49,8 +48,6 @@ class Bundle(NamedTuple):
     """Name of the validation metric that trials are judged by."""
     population_interval: int | None
     """Epochs between two exchanges under population based training, else None."""
-    wards: Wards | None
-    """For trials of several workers."""
 
 
 def run_trial(config: dict[str, Any], *, bundle: Bundle) -> None:
@@ -65,13 +62,11 @@ def run_trial(config: dict[str, Any], *, bundle: Bundle) -> None:
     base, shared = bundle.inputs[config[INPUTS_KEY]]
     work = base._replace(experiment=experiment, run=folder)
     reporter = _TuneReporter(folder, bundle, experiment)
-    if bundle.wards is not None:
+    if experiment.scaling.workers > 1:
         run_nested(
-            name,
             work,
             shared,
             bundle.resources,
-            wards=bundle.wards,
             report=lambda epoch, metrics: reporter.report({epoch: metrics}),
         )
         return

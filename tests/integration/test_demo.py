@@ -72,6 +72,42 @@ def test_the_commands_of_the_readme_work_after_the_demo(newcomer: Path) -> None:
     assert json.loads(schema.stdout)["title"] == "Experiment"
 
 
+def test_the_search_of_the_readme_is_no_worse_than_the_papers_point(newcomer: Path) -> None:
+    plan = digits.run(newcomer, "plan", "examples/digits.yaml", "--space", "dcd", "--trials", "16")
+    assert re.search(r"^trials +16 by tpe, early stopping: asha$", plan, re.M)
+    assert re.search(r"^compared +after epochs 4, 12$", plan, re.M)
+    assert re.search(r"^at once +\d+ trials, each with 1 CPU, on ", plan, re.M)
+    digits.run(newcomer, "search", "dcd", "examples/digits.yaml", "--trials", "16")
+    folder = newcomer / "dcd_runs" / "digits-dcd"
+    assert len(list((folder / "trials").iterdir())) == 16
+    first = json.loads((folder / "trials" / "0001" / "trial.json").read_text())["settings"]
+    assert first["objective.init_temperature"] == pytest.approx(np.exp(-1))
+    assert first["objective.consistency_weight"] == 0.5
+    own = json.loads((folder / "trials" / "0001" / "result.json").read_text())["val/top1"]
+    results = [json.loads(path.read_text()) for path in (folder / "trials").glob("*/result.json")]
+    finals = list((folder / "finals").iterdir())
+    assert len(finals) == 3
+    assert max(result["val/top1"] for result in results) >= own
+    winner = finals[0].name.split("-")[0]
+    best = json.loads((folder / "trials" / winner / "result.json").read_text())["val/top1"]
+    assert best == max(result["val/top1"] for result in results)
+    assert (folder / "report.md").exists()
+
+
+def test_the_comparison_of_the_readme_has_intervals(newcomer: Path) -> None:
+    output = digits.run(
+        newcomer,
+        "compare", "examples/digits.yaml", "--arms", "ce,kd,dcd,dcd+kd", "--seeds", "5",
+    )  # fmt: skip
+    folder = newcomer / "dcd_runs" / "digits-comparison"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert {arm: len(values["test/top1"]) for arm, values in scores.items()} == {
+        "ce": 5, "kd": 5, "dcd": 5, "dcd+kd": 5,
+    }  # fmt: skip
+    for arm in ("kd", "dcd", "dcd+kd"):
+        assert re.search(rf"^{re.escape(arm)}: (better|worse|no difference)", output, re.M), output
+
+
 def test_the_doctor_finds_a_healthy_machine(newcomer: Path) -> None:
     output = digits.run(newcomer, "doctor")
     for subject in ("versions", "devices", "storage", "ray", "mlflow", "storage on nodes"):

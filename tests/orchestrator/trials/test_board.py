@@ -85,6 +85,12 @@ def test_a_small_score_can_be_the_best() -> None:
     assert "best 20.00 (0002)" in stream.getvalue()
 
 
+def test_where_no_best_is_looked_for_none_is_shown() -> None:
+    stream = io.StringIO()
+    run(board(stream, higher_is_better=None))
+    assert "best" not in stream.getvalue()
+
+
 def test_settings_are_short() -> None:
     assert settings_text({"a.lr": 0.123456, "b.c": "x", "d": None, "e.f": True}) == (
         "lr 0.1235, c x, d null, f true"

@@ -1,0 +1,356 @@
+"""`dcd search` as a user types it: found, killed, resumed, extended, failed, interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import digits
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from orchestrator.journal import RESTARTS
+
+pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
+
+SPACE: dict[str, Any] = {
+    "title": "two weights",
+    "description": "For tests.",
+    "scheduler": "none",
+    "trials": 4,
+    "parameters": {
+        "objective.kd_weight": {"loguniform": [0.1, 10.0]},
+        "objective.dcd_weight": {"loguniform": [0.1, 10.0]},
+    },
+    "first": {"objective.kd_weight": 1.0, "objective.dcd_weight": 1.0},
+}
+
+
+def prepare(
+    folder: Path,
+    teacher: Path,
+    space: dict[str, Any] | None = None,
+    updates: dict[str, Any] | None = None,
+) -> None:
+    tracked = {"tracking.enabled": True, "train.epochs": 4}
+    digits.write(folder / "run.yaml", digits.experiment(teacher, tracked | (updates or {})))
+    (folder / "own.yaml").write_text(yaml.safe_dump(space or SPACE, sort_keys=False))
+
+
+def state(folder: Path) -> str:
+    path = folder / "state.json"
+    return str(json.loads(path.read_text())["state"]) if path.exists() else "absent"
+
+
+def trials(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in sorted((folder / "trials").glob("*"))}
+
+
+def ended(folder: Path) -> list[str]:
+    return [n for n, path in trials(folder).items() if state(path) in ("finished", "stopped")]
+
+
+def going(folder: Path, *, epochs: int) -> list[str]:
+    return [
+        name
+        for name, path in trials(folder).items()
+        if state(path) == "running" and max(digits.epochs(path), default=0) >= epochs
+    ]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.json")}
+
+
+def mlflow_runs(workplace: Path) -> tuple[MlflowClient, list[Run]]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{workplace / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dcd")
+    assert experiment is not None
+    return client, client.search_runs([experiment.experiment_id])
+
+
+def role(runs: list[Run], wanted: str) -> dict[str, Run]:
+    found = [run for run in runs if run.data.tags["dcd.role"] == wanted]
+    named = {str(run.info.run_name): run for run in found}
+    assert len(named) == len(found), "a run is in MLflow twice"
+    return named
+
+
+def test_a_killed_search_is_resumed_and_a_finished_one_extended(
+    workplace: Path, teacher: Path
+) -> None:
+    prepare(workplace, teacher, updates={"train.epochs": 40})
+    folder = workplace / "dcd_runs" / "run-own"
+    process = digits.start(workplace, "search", "own.yaml", "run.yaml")
+    digits.wait_until(
+        lambda: len(ended(folder)) >= 1 and going(folder, epochs=3),
+        what="ended trial beside a running one",
+    )
+    below = digits.descendants(process.pid)
+    digits.kill(process.pid)
+    process.wait()
+    digits.wait_until_gone(below, timeout=120)
+    finished = {name: content(trials(folder)[name] / "journal") for name in ended(folder)}
+    cut_off = going(folder, epochs=3)[0]
+    reached = content(trials(folder)[cut_off] / "journal")
+    assert (folder / "trials" / cut_off / "checkpoints").exists()
+
+    output = digits.run(
+        workplace, "search", "--resume", "run-own", "--final-seeds", "2", "--register", "students"
+    )
+    assert list(trials(folder)) == ["0001", "0002", "0003", "0004"]
+    assert f"{len(finished)} trials have ended" in output
+    for name, before in finished.items():  # not touched
+        assert content(folder / "trials" / name / "journal") == before
+    after = content(folder / "trials" / cut_off / "journal")
+    assert {name: after[name] for name in reached} == reached  # nor was what it had reached
+    assert sorted(digits.epochs(folder / "trials" / cut_off)) == list(range(41))
+    for path in trials(folder).values():
+        assert state(path) == "finished"
+        assert not (path / "checkpoints").exists()
+        assert not any(
+            key.startswith("test/") for key in json.loads((path / "result.json").read_text())
+        )
+    assert not (folder / "tune").exists()
+    settings = json.loads((folder / "trials" / "0001" / "trial.json").read_text())["settings"]
+    assert settings == SPACE["first"]
+
+    client, runs = mlflow_runs(workplace)
+    (parent,) = role(runs, "search").values()
+    children, finals = role(runs, "trial"), role(runs, "final")
+    assert sorted(children) == [f"run-own-000{number}" for number in range(1, 5)]
+    assert len(finals) == 2
+    for child in [*children.values(), *finals.values()]:
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.info.status == "FINISHED"
+        assert "spec.yaml" in [item.path for item in client.list_artifacts(child.info.run_id)]
+    for name, child in children.items():
+        assert set(child.data.params) == set(SPACE["parameters"])
+        assert not any(key.startswith("test/") for key in child.data.metrics), name
+        history = client.get_metric_history(child.info.run_id, "val/top1")
+        assert sorted(point.step for point in history) == list(range(1, 41))
+    assert all("test/top1" in final.data.metrics for final in finals.values())
+    best = client.get_metric_history(parent.info.run_id, "search/best")
+    values = [point.value for point in sorted(best, key=lambda p: p.step)]
+    assert values == sorted(values) and parent.data.metrics["search/winner"] == values[-1]
+    first = json.loads((folder / "trials" / "0001" / "result.json").read_text())["val/top1"]
+    assert values[-1] >= first
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"report.md", "space.yaml", "spec.yaml", "figures"} <= artifacts
+    assert "Final runs" in (folder / "report.md").read_text()
+    (version,) = client.search_model_versions("name = 'students'")
+    champion = client.get_model_version_by_alias("students", "champion")
+    assert champion.version == version.version
+    registered = client.get_run(version.run_id)
+    ranked = sorted(f.data.metrics["val/top1_best"] for f in finals.values())
+    assert registered.data.metrics["val/top1_best"] == ranked[0]  # of two the lower
+
+    # Extended: two more under the same parent, the others untouched.
+    before = {name: content(path) for name, path in trials(folder).items()}
+    digits.run(workplace, "search", "own.yaml", "run.yaml", "--trials", "6", "--final-seeds", "2")
+    assert list(trials(folder)) == [f"000{number}" for number in range(1, 7)]
+    for name, files in before.items():
+        now = content(folder / "trials" / name)
+        assert {key: now[key] for key in files if "tracking" not in key} == {
+            key: value for key, value in files.items() if "tracking" not in key
+        }
+    _, runs = mlflow_runs(workplace)
+    (same,) = role(runs, "search").values()
+    assert same.info.run_id == parent.info.run_id and same.info.status == "FINISHED"
+    assert len(role(runs, "trial")) == 6
+    assert all(r.data.tags.get("mlflow.parentRunId") for r in role(runs, "trial").values())
+
+
+def test_ctrl_c_saves_the_search_and_prints_how_to_go_on(workplace: Path, teacher: Path) -> None:
+    prepare(workplace, teacher, updates={"train.epochs": 400})
+    folder = workplace / "dcd_runs" / "run-own"
+    process = digits.start(workplace, "search", "own.yaml", "run.yaml")
+    digits.wait_until(lambda: going(folder, epochs=2), what="running trial")
+    below = digits.descendants(process.pid)
+    digits.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    output = (workplace / "output.txt").read_text()
+    assert "go on with: dcd search --resume run-own" in output
+    assert "Traceback" not in output
+    digits.wait_until_gone(below, timeout=120)
+    assert state(folder) == "interrupted"
+    assert {state(path) for path in trials(folder).values()} == {"interrupted"}
+
+
+STUDENTS = """
+import os
+import time
+from pathlib import Path
+
+from dcd_core import build_model
+
+
+def network(num_classes, in_channels=3, kind="good"):
+    if kind != "good" and os.environ.get("MENDED") is None and "ray::" in _title():
+        with open(Path(__file__).with_name(f"attempts-{kind}.txt"), "a") as file:
+            file.write("x")
+        if kind == "dies":
+            os._exit(7)
+        raise RuntimeError(f"the student is {kind}")
+    return build_model("resnet8", num_classes=num_classes)
+
+
+def _title():
+    return Path("/proc/self/cmdline").read_text()
+"""
+
+
+def test_a_failing_trial_is_tried_twice_and_the_search_goes_on(
+    workplace: Path, teacher: Path
+) -> None:
+    (workplace / "own_students.py").write_text(STUDENTS)
+    space = SPACE | {
+        "searcher": "grid",
+        "trials": None,
+        "parameters": {"student.args.kind": {"grid": ["good", "broken", "dies"]}},
+        "first": {},
+    }
+    prepare(workplace, teacher, space, {"student.source": "own_students:network"})
+    output = digits.run(workplace, "search", "own.yaml", "run.yaml", "--final-seeds", "1")
+    folder = workplace / "dcd_runs" / "run-own"
+    states = {name: state(path) for name, path in trials(folder).items()}
+    assert states == {"0001": "finished", "0002": "failed", "0003": "failed"}
+    assert "the student is broken" in output
+    assert (workplace / "attempts-broken.txt").read_text() == "xx"
+    assert (workplace / "attempts-dies.txt").read_text() == "xx"
+    _, runs = mlflow_runs(workplace)
+    broken = role(runs, "trial")["run-own-0002"]
+    assert broken.info.status == "FAILED"
+    assert "the student is broken" in broken.data.tags["error"]
+    assert broken.data.metrics[RESTARTS] == 1
+    assert "broken" in (folder / "report.md").read_text()
+
+
+def test_when_all_trials_fail_the_search_stops_early_and_a_resume_tries_again(
+    workplace: Path, teacher: Path
+) -> None:
+    (workplace / "own_students.py").write_text(STUDENTS)
+    prepare(
+        workplace,
+        teacher,
+        SPACE | {"trials": 8},
+        {
+            "student.source": "own_students:network",
+            "student.args": {"kind": "broken"},
+            "scaling.cpus_per_worker": 1,
+        },
+    )
+    process = digits.start(workplace, "search", "own.yaml", "run.yaml", "--final-seeds", "1")
+    assert process.wait(240) == 1
+    output = (workplace / "output.txt").read_text()
+    assert "the student is broken" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    folder = workplace / "dcd_runs" / "run-own"
+    assert 3 <= len(trials(folder)) < 8
+    digits.run(workplace, "search", "--resume", "run-own", "--trials", "4", MENDED="1")
+    assert {state(path) for path in trials(folder).values()} == {"finished"}
+
+
+def test_a_population_exploits_and_the_new_weights_are_in_force(
+    workplace: Path, teacher: Path
+) -> None:
+    space = {
+        "title": "schedules",
+        "description": "For tests.",
+        "scheduler": "pbt",
+        "searcher": "random",
+        "pbt": {"population": 4, "interval": 2},
+        "parameters": SPACE["parameters"],
+        "first": SPACE["first"],
+    }
+    prepare(workplace, teacher, space, {"train.epochs": 6})
+    digits.run(workplace, "search", "own.yaml", "run.yaml", "--final-seeds", "1")
+    folder = workplace / "dcd_runs" / "run-own"
+    found = {
+        name: json.loads((path / "mutations.json").read_text())
+        for name, path in trials(folder).items()
+        if (path / "mutations.json").exists()
+    }
+    assert found, "no trial exploited another"
+    _, runs = mlflow_runs(workplace)
+    for name, mutations in found.items():
+        spec = json.loads((folder / "trials" / name / "spec.json").read_text())
+        last = mutations[-1]
+        in_force = {c["epoch"]: c for c in spec["objective"]["schedule"]}
+        curve = digits.epochs(folder / "trials" / name)
+        for key, value in last["after"].items():
+            assert curve[6][f"pbt/{key}"] == pytest.approx(value)
+            if value != last["donors"][key]:
+                assert in_force[last["epoch"] + 1][key] == value
+        now = curve[6]
+        total = now["train/ce"] + last["after"]["kd_weight"] * now["train/kd"]
+        total += last["after"]["dcd_weight"] * (
+            now["train/contrast"] + 0.5 * now["train/consistency"]
+        )
+        assert now["train/loss"] == pytest.approx(total, rel=1e-4)
+        assert now["pbt/exploits"] == len(mutations)
+        # MLflow's parameters are those it began with.
+        begun = json.loads((folder / "trials" / name / "trial.json").read_text())["settings"]
+        params = role(runs, "trial")[f"run-own-{name}"].data.params
+        assert {key: float(value) for key, value in params.items()} == begun
+    table = pq.read_table(folder / "timeline.parquet")
+    assert table.column_names == ["trial", "epoch", "setting", "value", "taken_over_from"]
+    assert table.num_rows == 4 * 6 * 2
+    assert {v for v in table["taken_over_from"].to_pylist() if v} == {
+        m["donor"] for mutations in found.values() for m in mutations
+    }
+
+
+def test_two_goals_give_a_pareto_front_with_latencies(workplace: Path, teacher: Path) -> None:
+    space = {
+        "title": "students",
+        "description": "For tests.",
+        "scheduler": "none",
+        "objectives": [{"metric": "val/top1"}, {"metric": "student/parameters"}],
+        "trials": 2,
+        "parameters": {"student.source": {"choice": ["resnet8", "resnet14"]}},
+    }
+    prepare(workplace, teacher, space, {"train.epochs": 2})
+    output = digits.run(workplace, "search", "own.yaml", "run.yaml", "--final-seeds", "0")
+    folder = workplace / "dcd_runs" / "run-own"
+    sources = {
+        json.loads((path / "trial.json").read_text())["settings"]["student.source"]
+        for path in trials(folder).values()
+    }
+    assert sources == {"resnet8", "resnet14"}  # a point is not tried twice
+    assert "Pareto front" in output and "78,042" in output
+    for path in trials(folder).values():
+        assert json.loads((path / "latency.json").read_text())["latency_ms"] > 0
+    _, runs = mlflow_runs(workplace)
+    assert all("student/latency_ms" in r.data.metrics for r in role(runs, "trial").values())
+
+
+def test_a_comparison_pairs_its_seeds_and_grows(workplace: Path, teacher: Path) -> None:
+    prepare(workplace, teacher)
+    arguments = ["compare", "run.yaml", "--arms", "ce,kd", "--arm", "same=objective.method=ce"]
+    output = digits.run(workplace, *arguments, "--seeds", "2")
+    folder = workplace / "dcd_runs" / "run-comparison"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert list(scores) == ["ce", "kd", "same"]
+    # Equal settings and seeds give the very same run, whatever else runs beside it.
+    assert scores["ce"]["test/top1"] == scores["same"]["test/top1"]
+    assert sorted(scores["kd"]["test/top1"]) == ["0", "1"]
+    assert "95 % interval" in output
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    before = {name: content(path / "journal") for name, path in trials(folder).items()}
+    time.sleep(0.1)
+    digits.run(workplace, *arguments, "--seeds", "3")
+    now = {name: content(path / "journal") for name, path in trials(folder).items()}
+    assert len(now) == 9 and {name: now[name] for name in before} == before
+    client, runs = mlflow_runs(workplace)
+    (parent,) = role(runs, "comparison").values()
+    arms = role(runs, "arm")
+    assert len(arms) == 9
+    assert {run.data.tags["mlflow.parentRunId"] for run in arms.values()} == {parent.info.run_id}
+    assert "comparison.png" in [item.path for item in client.list_artifacts(parent.info.run_id)]
