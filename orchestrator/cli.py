@@ -53,6 +53,8 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # Ray would start anew for whichever thread still asks it for something after its end.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     sys.path.insert(0, os.getcwd())  # where a `module:function` of the user's own lies
     try:
         app()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any, Protocol
 
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
@@ -215,9 +218,15 @@ class Book(Callback):
 
 
 def failure(trial: TuneTrial) -> str:
-    """One sentence for why a trial failed."""
-    error = trial.get_pickled_error() or trial.get_error()
+    """One sentence for why a trial failed, from what Tune has put down on this machine."""
+    try:
+        error: Any = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception:  # it was none that can be pickled, or one of a class that is not known here
+        lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
+        return lines[-1] if lines else "Ray Tune does not tell why"
+    if isinstance(error, RayActorError):
+        return "its process died: killed, out of memory, or crashed in native code"
     cause = getattr(error, "cause", None) or error
-    text = str(cause).strip().splitlines()
-    last = text[-1] if text else "no message"
+    lines = str(cause).strip().splitlines()
+    last = lines[-1] if lines else "no message"
     return last if isinstance(cause, OrchestratorError) else f"{type(cause).__name__}: {last}"

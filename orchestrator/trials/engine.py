@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -94,6 +95,7 @@ def run_trials(
     """
     for key, value in DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told by the board
     book = Book(
         setup.folder,
         source=source,

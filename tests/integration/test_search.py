@@ -17,7 +17,12 @@ from mlflow.entities import Run
 
 from orchestrator.journal import RESTARTS
 
-pytestmark = [pytest.mark.ray, pytest.mark.mlflow, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.mlflow,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's, of SQLAlchemy
+]
 
 SPACE: dict[str, Any] = {
     "title": "two weights",
@@ -180,7 +185,8 @@ def test_ctrl_c_saves_the_search_and_prints_how_to_go_on(workplace: Path, teache
     assert "Traceback" not in output
     digits.wait_until_gone(below, timeout=120)
     assert state(folder) == "interrupted"
-    assert {state(path) for path in trials(folder).values()} == {"interrupted"}
+    # One may have been written down and not begun.
+    assert {state(path) for path in trials(folder).values()} <= {"interrupted", "absent"}
 
 
 STUDENTS = """
@@ -192,7 +198,7 @@ from dcd_core import build_model
 
 
 def network(num_classes, in_channels=3, kind="good"):
-    if kind != "good" and os.environ.get("MENDED") is None and "ray::" in _title():
+    if kind != "good" and os.environ.get("MENDED") is None and _in_trial():
         with open(Path(__file__).with_name(f"attempts-{kind}.txt"), "a") as file:
             file.write("x")
         if kind == "dies":
@@ -201,8 +207,10 @@ def network(num_classes, in_channels=3, kind="good"):
     return build_model("resnet8", num_classes=num_classes)
 
 
-def _title():
-    return Path("/proc/self/cmdline").read_text()
+def _in_trial():
+    """Not in the driver, nor where the search scores the teacher."""
+    title = Path("/proc/self/cmdline").read_text()
+    return "ray::" in title and "_measure" not in title
 """
 
 
