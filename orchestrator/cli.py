@@ -199,7 +199,7 @@ def compare(
     reference: Annotated[
         str | None, typer.Option(metavar="ARM", help="Held against the others [the first arm].")
     ] = None,
-    metric: Annotated[str, typer.Option(help="What decides.")] = "test/top1",
+    metric: Annotated[str | None, typer.Option(help="What decides [test/top1].")] = None,
     vary_data: Annotated[
         bool, typer.Option("--vary-data", help="Vary order and augmentation with the seed too.")
     ] = False,
@@ -227,19 +227,26 @@ def compare(
             arms=parsed,
             reference=reference or next(iter(parsed), ""),
             seeds=seeds or 5,
-            metric=metric,
+            metric=metric or "test/top1",
             vary_data=vary_data,
         )
         group = open_comparison(request, name=name, new=new)
     else:
-        given = [experiment, arms, arm, reference, name, overrides]
+        given = [experiment, arms, arm, name, overrides]
         if any(option is not None for option in given) or new or vary_data:
             raise UserError(
-                "--resume takes the comparison as it is: give it alone, or with --seeds"
+                "--resume takes the comparison as it is: only --seeds, --reference and --metric "
+                "may change"
             )
         from orchestrator.places import storage_folder
 
-        request, group = resume_comparison(resume, storage_folder(_absolute(storage)), seeds=seeds)
+        request, group = resume_comparison(
+            resume,
+            storage_folder(_absolute(storage)),
+            seeds=seeds,
+            reference=reference,
+            metric=metric,
+        )
 
     from orchestrator.comparison import compare as run_comparison
     from orchestrator.summary import storage_option
@@ -273,11 +280,12 @@ def plan(
 
     from orchestrator.plan import describe_plan
 
-    print(describe_plan(spec))
+    text = describe_plan(spec)
     if space is not None:
         from orchestrator.search.plan import describe_search_plan, read_space
 
-        print(describe_search_plan(spec, read_space(space), trials=trials, epochs=epochs))
+        text += describe_search_plan(spec, read_space(space), trials=trials, epochs=epochs)
+    print(text)
 
 
 @app.command()

@@ -114,7 +114,7 @@ def _add(arms: dict[str, dict[str, Any]], name: str, settings: dict[str, Any]) -
 def open_comparison(request: Request, *, name: str | None = None, new: bool = False) -> Group:
     """The comparison of a request: the one that exists, or one yet to be created.
 
-    The number of seeds may grow from one session to the next.
+    The number of seeds, the reference and the metric may differ from one session to the next.
 
     Raises:
         UserError: its name is taken by something else, or the request makes no sense.
@@ -127,31 +127,34 @@ def open_comparison(request: Request, *, name: str | None = None, new: bool = Fa
     definition = {
         "experiment": identity(experiment),
         "arms": {arm: dict(settings) for arm, settings in request.arms.items()},
-        "reference": request.reference,
-        "metric": request.metric,
         "vary_data": request.vary_data,
     }
-    asked = {"experiment": experiment.model_dump(mode="json"), "seeds": request.seeds}
+    asked = {
+        "experiment": experiment.model_dump(mode="json"),
+        "reference": request.reference,
+        "seeds": request.seeds,
+        "metric": request.metric,
+    }
     storage = find_places(experiment).storage
     return open_group("comparison", name, definition, asked, storage, new=new)
 
 
-def resume_comparison(name: str, storage: Folder, *, seeds: int | None) -> tuple[Request, Group]:
-    """An existing comparison, perhaps with another number of seeds.
+def resume_comparison(name: str, storage: Folder, **changes: Any) -> tuple[Request, Group]:
+    """An existing comparison, with what is to change of the request that it got last.
 
     Raises:
         UserError: there is no comparison of that name.
     """
     group = find_group("comparison", name, storage)
-    asked = group.request | ({"seeds": seeds} if seeds is not None else {})
+    asked = group.request | {key: value for key, value in changes.items() if value is not None}
     experiment = build_experiment(asked["experiment"], where=f"{group.folder.location}/group.json")
     updates = {"storage": experiment.storage.model_copy(update={"path": storage.location})}
     request = Request(
         experiment=experiment.model_copy(update=updates),
         arms=group.definition["arms"],
-        reference=group.definition["reference"],
+        reference=asked["reference"],
         seeds=asked["seeds"],
-        metric=group.definition["metric"],
+        metric=asked["metric"],
         vary_data=group.definition["vary_data"],
     )
     return request, group._replace(request=asked)
@@ -265,6 +268,11 @@ def _check(request: Request) -> None:
 
 
 def _check_metric(metric: str, inputs: Mapping[str, Inputs]) -> None:
+    if metric.endswith("top5") and any(one.dataset.num_classes <= 5 for one in inputs.values()):
+        raise UserError(
+            f"--metric {metric}: there are at most five classes, so every student is right among "
+            "its first five: use a top1"
+        )
     if metric.startswith("test/"):
         for name, one in inputs.items():
             if one.dataset.test is None:

@@ -143,6 +143,8 @@ def search(request: Request, group: Group, *, display: Display | None = None) ->
     total = count_trials(space, flatten(base.experiment.model_dump()), request.trials)
     if request.register and not request.final_seeds:
         raise UserError("--register registers a final run: give --final-seeds 1 or more")
+    if request.register and places.tracking_uri is None:
+        raise UserError("--register needs MLflow: set tracking.enabled: true")
     check_resources(experiment.scaling)
     with display.step(f"{group.name}: reading images and networks"):
         inputs = read_inputs(base.experiment)

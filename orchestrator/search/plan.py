@@ -75,7 +75,7 @@ def describe_search_plan(
         notes = [*base.notes, *check_fits(space, base.experiment, dataset, where="--space")]
     goals = ", ".join(f"{goal.metric} ({goal.mode})" for goal in space.goals)
     lines = [
-        "",
+        "\n",
         "# search",
         f"space      {space.title}",
         f"goal       {goals}",
@@ -211,6 +211,11 @@ def check_fits(space: Space, base: Experiment, dataset: Dataset, *, where: str) 
         raise UserError(
             f"{where}: population based training runs one-worker trials: set scaling.workers: 1"
         )
+    if dataset.num_classes <= 5 and any(goal.metric == "val/top5" for goal in space.goals):
+        raise UserError(
+            f"{where}: goal val/top5: the images have {dataset.num_classes} classes, so every "
+            "student is right among its first five: use val/top1"
+        )
     for text, settings in corner_points(space, values):
         try:
             experiment = changed(base, settings)
@@ -220,7 +225,8 @@ def check_fits(space: Space, base: Experiment, dataset: Dataset, *, where: str) 
             if any(path.startswith(_BUILDS_NETWORK) for path in settings):
                 check_student(experiment, dataset)
         except UserError as error:
-            raise UserError(f"{where}: with {text}: {error}") from error
+            reason = str(error).removeprefix("the changed experiment: ")
+            raise UserError(f"{where}: with {text}: {reason}") from error
     return notes
 
 

@@ -208,7 +208,7 @@ def network(num_classes, in_channels=3, kind="good"):
 
 
 def _in_trial():
-    """Not in the driver, nor where the search scores the teacher."""
+    # Not in the driver, nor where the search scores the teacher.
     title = Path("/proc/self/cmdline").read_text()
     return "ray::" in title and "_measure" not in title
 """
