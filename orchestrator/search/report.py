@@ -165,6 +165,8 @@ def _timeline(records: Sequence[Record], trials: Folder) -> bytes:
         donors = {item["epoch"] + 1: item["donor"] for item in taken}
         objective = record.experiment.objective.model_dump()
         for epoch, metrics in sorted(record.history.items()):
+            if epoch == 0:  # the teacher's scores
+                continue
             for path in record.settings:
                 key = path.rsplit(".", 1)[-1]
                 value = metrics.get(f"pbt/{key}", weights_in_force(objective, epoch)[key])
