@@ -41,8 +41,9 @@ from orchestrator.trials.group import (
     read_trials,
     write_group,
 )
+from orchestrator.trials.population import MUTATIONS
 from orchestrator.trials.prepare import Prepared, one_process, prepare
-from orchestrator.trials.schedulers import build_population, build_scheduler
+from orchestrator.trials.schedulers import build_population, build_scheduler, last_exchange
 from orchestrator.trials.session import Tracking, group_session
 from orchestrator.trials.tracking import request_group, request_trial
 from search_spaces import Space, is_active
@@ -282,6 +283,15 @@ class _Search:
                 epochs=base.train.epochs,
                 mode=space.goals[0].mode,
                 seed=self.request.seed,
+                exchanged=last_exchange(
+                    [record.epochs for record in records],
+                    [
+                        taken["epoch"]
+                        for record in records
+                        for taken in (self.trials / record.name).read_json(MUTATIONS) or []
+                    ],
+                    space.pbt.interval,
+                ),
             )
         else:
             scheduler = build_scheduler(

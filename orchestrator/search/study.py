@@ -74,6 +74,7 @@ class Study:
             directions=["maximize" if goal.mode == "max" else "minimize" for goal in space.goals],
         )
         self._asked: dict[str, optuna.Trial] = {}
+        self._reported: set[tuple[str, int]] = set()
         self._points: list[dict[str, Any]] = []
         self._grid = grid_points(space, base) if space.searcher == "grid" else []
         for trial in tried:
@@ -102,8 +103,9 @@ class Study:
         return None
 
     def report(self, name: str, epoch: int, score: float) -> None:
-        """A trial's score after an epoch."""
-        if self._one_goal:
+        """A trial's score after an epoch, of which the first word counts."""
+        if self._one_goal and (name, epoch) not in self._reported:
+            self._reported.add((name, epoch))
             self._asked[name].report(score, epoch)
 
     def tell(self, name: str, values: Sequence[float] | None, *, failed: bool) -> None:

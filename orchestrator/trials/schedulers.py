@@ -148,6 +148,7 @@ def build_population(
     epochs: int,
     mode: str,
     seed: int,
+    exchanged: int = 0,
 ) -> TrialScheduler:
     """Population based training.
 
@@ -158,6 +159,7 @@ def build_population(
         epochs: the budget of a member.
         mode: whether a large or a small metric is good.
         seed: of the mutations.
+        exchanged: the last epoch after which an earlier session compared the members.
     """
     random.seed(seed)  # Tune draws from the global generators
     np.random.seed(seed)  # noqa: NPY002
@@ -181,12 +183,27 @@ def build_population(
         synch=True,
     )
     scheduler.members, scheduler.epochs = members, epochs
+    scheduler.exchanged = exchanged
+    scheduler._next_perturbation_sync = exchanged + interval
     return scheduler
+
+
+def last_exchange(epochs: Sequence[int], taken_over: Sequence[int], interval: int) -> int:
+    """The last epoch after which members were compared; 0 when there is none.
+
+    Args:
+        epochs: how many each member has done. None goes past a comparison before it is made.
+        taken_over: epochs of the checkpoints that members have taken over.
+        interval: epochs between two exchanges.
+    """
+    passed = max((epoch - 1 for epoch in epochs), default=0) // interval * interval
+    return max(0, passed, *taken_over)
 
 
 class _Population(PopulationBasedTraining):
     members: Mapping[str, Mapping[str, Any]]
     epochs: int
+    exchanged: int
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Nothing is taken over after the last epoch, when it would not be trained any more."""
@@ -199,6 +216,8 @@ class _Population(PopulationBasedTraining):
         """Each member starts with its own settings, where Tune would draw some."""
         trial.config.update(self.members[str(trial)])
         super().on_trial_add(tune_controller, trial)
+        # Else a session that goes on would compare at epochs that leave no checkpoint to take over.
+        self._trial_state[trial].last_perturbation_time = self.exchanged
 
 
 def _domain(parameter: Parameter) -> Any:

@@ -86,6 +86,8 @@ class _TuneReporter:
         self._searched = folder.read_json("trial.json")["settings"]
         # What the driver has written down already is known to its scheduler too.
         self._known = max((point.step for point in Journal(folder).points()), default=0)
+        if bundle.population_interval and self._known % bundle.population_interval == 0:
+            self._known -= 1  # it waited to be compared, or is told that this was done
         self._start: dict[str, float] = {}
         self._history: dict[int, dict[str, float]] = {}
 

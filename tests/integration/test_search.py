@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import time
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import digits
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -37,6 +39,65 @@ SPACE: dict[str, Any] = {
 }
 
 
+STUDENTS = """
+import gc
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from dcd_core import build_model
+from orchestrator.data.dataset import ImageSet
+
+HERE = Path(__file__).parent
+
+
+def network(num_classes, in_channels=3, kind="good", width=8):
+    model = build_model(f"resnet{width}", num_classes=num_classes)
+    if _in_trial():
+        if kind != "good" and os.environ.get("MENDED") is None:
+            _append(f"attempts-{kind}.txt", "x")
+            if kind == "dies":
+                os._exit(7)
+            raise RuntimeError(f"the student is {kind}")
+        model.register_forward_pre_hook(_count_step)
+        _append("images.txt", json.dumps(_images()) + "\\n")
+    return model
+
+
+def _count_step(model, inputs):
+    if model.training and torch.is_grad_enabled():
+        _append("steps.txt", "x")
+
+
+def _images():
+    # Which file each split's pixels are mapped from, where in it, and whether they can be written.
+    found = []
+    for split in (thing for thing in gc.get_objects() if type(thing) is ImageSet):
+        address = split.images.ctypes.data
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            span, _, offset, _, inode, *path = line.split()
+            first, last = (int(end, 16) for end in span.split("-"))
+            if first <= address < last:
+                place = address - first + int(offset, 16)
+                found.append([" ".join(path), inode, place, bool(split.images.flags.writeable)])
+    return sorted(found)
+
+
+def _append(name, text):
+    with open(HERE / name, "a") as file:
+        file.write(text)
+
+
+def _in_trial():
+    # Not in the driver, nor where the search scores the teacher.
+    title = Path("/proc/self/cmdline").read_text()
+    return "ray::" in title and "_measure" not in title
+"""
+STEPS = 6  # of an epoch: 103 images by 20
+
+
 def prepare(
     folder: Path,
     teacher: Path,
@@ -46,6 +107,7 @@ def prepare(
     tracked = {"tracking.enabled": True, "train.epochs": 4}
     digits.write(folder / "run.yaml", digits.experiment(teacher, tracked | (updates or {})))
     (folder / "own.yaml").write_text(yaml.safe_dump(space or SPACE, sort_keys=False))
+    (folder / "own_students.py").write_text(STUDENTS)
 
 
 def state(folder: Path) -> str:
@@ -87,22 +149,37 @@ def role(runs: list[Run], wanted: str) -> dict[str, Run]:
     return named
 
 
+def title(process: psutil.Process) -> str:
+    with suppress(psutil.Error):  # it has ended
+        return "".join(process.cmdline())
+    return ""
+
+
+def kill_driver(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """SIGKILL, and wait until what trained has ended; all the processes there were below."""
+    below = digits.descendants(process.pid)
+    # Ray's two agents try to report the death of their head for a minute before they go too.
+    training = [child for child in below if "Agent" not in title(child)]
+    digits.kill(process.pid)
+    process.wait()
+    digits.wait_until_gone(training)
+    return below
+
+
 def test_a_killed_search_is_resumed_and_a_finished_one_extended(
     workplace: Path, teacher: Path
 ) -> None:
-    prepare(workplace, teacher, updates={"train.epochs": 40})
+    updates = {"train.epochs": 40, "student.source": "own_students:network"}
+    prepare(workplace, teacher, updates=updates)
     folder = workplace / "dcd_runs" / "run-own"
     process = digits.start(workplace, "search", "own.yaml", "run.yaml")
     digits.wait_until(
-        lambda: len(ended(folder)) >= 1 and going(folder, epochs=3),
+        lambda: len(ended(folder)) >= 1 and going(folder, epochs=5),
         what="ended trial beside a running one",
     )
-    below = digits.descendants(process.pid)
-    digits.kill(process.pid)
-    process.wait()
-    digits.wait_until_gone(below, timeout=120)
+    below = kill_driver(process)
     finished = {name: content(trials(folder)[name] / "journal") for name in ended(folder)}
-    cut_off = going(folder, epochs=3)[0]
+    cut_off = going(folder, epochs=5)[0]
     reached = content(trials(folder)[cut_off] / "journal")
     assert (folder / "trials" / cut_off / "checkpoints").exists()
 
@@ -116,6 +193,9 @@ def test_a_killed_search_is_resumed_and_a_finished_one_extended(
     after = content(folder / "trials" / cut_off / "journal")
     assert {name: after[name] for name in reached} == reached  # nor was what it had reached
     assert sorted(digits.epochs(folder / "trials" / cut_off)) == list(range(41))
+    # Four trials and two final runs, and of the (at most two) that were cut off one epoch again.
+    steps = len((workplace / "steps.txt").read_text()) - 6 * 40 * STEPS
+    assert 0 <= steps <= 2 * STEPS
     for path in trials(folder).values():
         assert state(path) == "finished"
         assert not (path / "checkpoints").exists()
@@ -171,15 +251,80 @@ def test_a_killed_search_is_resumed_and_a_finished_one_extended(
     assert len(role(runs, "trial")) == 6
     assert all(r.data.tags.get("mlflow.parentRunId") for r in role(runs, "trial").values())
 
+    # Once more, with nothing left to do.
+    before = {name: content(path) for name, path in trials(folder).items()}
+    told = {run.info.run_id: run.data.to_dictionary() for run in runs}
+    report, steps = (folder / "report.md").read_text(), (workplace / "steps.txt").read_text()
+    digits.run(workplace, "search", "--resume", "run-own")
+    assert {name: content(path) for name, path in trials(folder).items()} == before
+    assert (workplace / "steps.txt").read_text() == steps
+    assert (folder / "report.md").read_text() == report
+    _, runs = mlflow_runs(workplace)
+    assert {run.info.run_id: run.data.to_dictionary() for run in runs} == told
+    digits.wait_until_gone(below, timeout=120)
 
-def test_ctrl_c_saves_the_search_and_prints_how_to_go_on(workplace: Path, teacher: Path) -> None:
+
+def test_trials_share_one_copy_of_the_images_and_bad_ones_are_stopped(
+    workplace: Path, teacher: Path
+) -> None:
+    space = SPACE | {
+        "scheduler": "asha",
+        "asha": {"grace": 1, "reduction": 2},
+        "searcher": "random",
+        "metric": "val/loss",  # top-1 of few images has many ties, of which none is stopped
+        "trials": 6,
+        "parameters": {"optimizer.lr": {"choice": [1e-7, 0.1, 0.12, 0.14, 0.16, 0.18]}},
+        "first": {"optimizer.lr": 1e-7},  # in so few steps the others only do harm
+    }
+    prepare(workplace, teacher, space, {"student.source": "own_students:network"})
+    output = digits.run(workplace, "search", "own.yaml", "run.yaml", "--final-seeds", "1")
+    folder = workplace / "dcd_runs" / "run-own"
+    states = {name: state(path) for name, path in trials(folder).items()}
+    assert states["0001"] == "finished" and set(states.values()) == {"finished", "stopped"}
+    _, runs = mlflow_runs(workplace)
+    children = role(runs, "trial")
+    for name, path in trials(folder).items():
+        child = children[f"run-own-{name}"]
+        assert (child.info.status, child.data.tags["dcd.state"]) == ("FINISHED", states[name])
+        assert not (path / "checkpoints").exists()
+        assert not [point.name for point in digits.points(path) if "test" in point.name]
+        assert not [name for name in child.data.metrics if "test" in name]
+        if states[name] == "stopped":
+            assert max(digits.epochs(path)) in (1, 2) and not (path / "result.json").exists()
+    losses = []  # of the students that were kept
+    for name in ended(folder):
+        if states[name] == "finished":
+            result = json.loads((folder / "trials" / name / "result.json").read_text())
+            curve = digits.epochs(folder / "trials" / name)
+            losses.append(curve[int(result["best_epoch"])]["val/loss"])
+    (parent,) = role(runs, "search").values()
+    assert parent.data.metrics["search/winner"] == min(losses)
+    assert "scheduler asha" in output
+    report = (folder / "report.md").read_text()
+    assert "rank correlation" in report
+    assert f"In the search the winner had {min(losses):.4g}" in report
+
+    (final,) = (folder / "finals").iterdir()
+    assert json.loads((final / "result.json").read_text())["test/top1"] >= 0
+    attempts = [json.loads(line) for line in (workplace / "images.txt").read_text().splitlines()]
+    assert len(attempts) >= 6
+    for images in attempts:  # training, validation and test split, each in the same place for all
+        assert images == attempts[0] and len(images) == 3
+        for path, _, _, writeable in images:
+            assert "plasma" in path and not writeable
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_search_and_prints_how_to_go_on(
+    workplace: Path, teacher: Path, number: signal.Signals
+) -> None:
     prepare(workplace, teacher, updates={"train.epochs": 400})
     folder = workplace / "dcd_runs" / "run-own"
     process = digits.start(workplace, "search", "own.yaml", "run.yaml")
     digits.wait_until(lambda: going(folder, epochs=2), what="running trial")
     below = digits.descendants(process.pid)
-    digits.kill(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    digits.kill(process.pid, number)
+    assert process.wait(60) == 128 + number
     output = (workplace / "output.txt").read_text()
     assert "go on with: dcd search --resume run-own" in output
     assert "Traceback" not in output
@@ -187,37 +332,16 @@ def test_ctrl_c_saves_the_search_and_prints_how_to_go_on(workplace: Path, teache
     assert state(folder) == "interrupted"
     # One may have been written down and not begun.
     assert {state(path) for path in trials(folder).values()} <= {"interrupted", "absent"}
-
-
-STUDENTS = """
-import os
-import time
-from pathlib import Path
-
-from dcd_core import build_model
-
-
-def network(num_classes, in_channels=3, kind="good"):
-    if kind != "good" and os.environ.get("MENDED") is None and _in_trial():
-        with open(Path(__file__).with_name(f"attempts-{kind}.txt"), "a") as file:
-            file.write("x")
-        if kind == "dies":
-            os._exit(7)
-        raise RuntimeError(f"the student is {kind}")
-    return build_model("resnet8", num_classes=num_classes)
-
-
-def _in_trial():
-    # Not in the driver, nor where the search scores the teacher.
-    title = Path("/proc/self/cmdline").read_text()
-    return "ray::" in title and "_measure" not in title
-"""
+    digits.run(workplace, "sync")  # what there was no time for
+    _, runs = mlflow_runs(workplace)
+    assert {run.info.status for run in role(runs, "search").values()} == {"KILLED"}
+    ran = [run for run in role(runs, "trial").values() if run.data.metrics]
+    assert ran and {run.info.status for run in ran} == {"KILLED"}
 
 
 def test_a_failing_trial_is_tried_twice_and_the_search_goes_on(
     workplace: Path, teacher: Path
 ) -> None:
-    (workplace / "own_students.py").write_text(STUDENTS)
     space = SPACE | {
         "searcher": "grid",
         "trials": None,
@@ -243,7 +367,6 @@ def test_a_failing_trial_is_tried_twice_and_the_search_goes_on(
 def test_when_all_trials_fail_the_search_stops_early_and_a_resume_tries_again(
     workplace: Path, teacher: Path
 ) -> None:
-    (workplace / "own_students.py").write_text(STUDENTS)
     prepare(
         workplace,
         teacher,
@@ -265,54 +388,73 @@ def test_when_all_trials_fail_the_search_stops_early_and_a_resume_tries_again(
     assert {state(path) for path in trials(folder).values()} == {"finished"}
 
 
-def test_a_population_exploits_and_the_new_weights_are_in_force(
-    workplace: Path, teacher: Path
-) -> None:
+def test_a_population_exploits_also_when_it_was_killed(workplace: Path, teacher: Path) -> None:
     space = {
         "title": "schedules",
         "description": "For tests.",
         "scheduler": "pbt",
         "searcher": "random",
-        "pbt": {"population": 4, "interval": 2},
+        "pbt": {"population": 4, "interval": 3},
         "parameters": SPACE["parameters"],
         "first": SPACE["first"],
     }
-    prepare(workplace, teacher, space, {"train.epochs": 6})
-    digits.run(workplace, "search", "own.yaml", "run.yaml", "--final-seeds", "1")
+    prepare(workplace, teacher, space, {"train.epochs": 15})
     folder = workplace / "dcd_runs" / "run-own"
-    found = {
-        name: json.loads((path / "mutations.json").read_text())
-        for name, path in trials(folder).items()
-        if (path / "mutations.json").exists()
-    }
-    assert found, "no trial exploited another"
+    process = digits.start(workplace, "search", "own.yaml", "run.yaml", "--final-seeds", "1")
+    digits.wait_until(lambda: list(folder.glob("trials/*/mutations.json")), what="exploit")
+    kill_driver(process)
+    reached = {name: max(digits.epochs(path), default=0) for name, path in trials(folder).items()}
+    assert len(reached) == 4 and max(reached.values()) < 15
+    digits.run(workplace, "search", "--resume", "run-own")
+
     _, runs = mlflow_runs(workplace)
+    children = role(runs, "trial")
+    assert len(children) == len(trials(folder)) == 4
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, path in trials(folder).items():
+        assert state(path) == "finished"
+        curve = digits.epochs(path)
+        assert sorted(curve) == list(range(16))
+        if (path / "mutations.json").exists():
+            found[name] = json.loads((path / "mutations.json").read_text())
+        # The weights that are told are those that the loss was made of, in every epoch.
+        for epoch in range(1, 16):
+            now = curve[epoch]
+            total = now["train/ce"] + now["pbt/kd_weight"] * now["train/kd"]
+            total += now["pbt/dcd_weight"] * (
+                now["train/contrast"] + 0.5 * now["train/consistency"]
+            )
+            assert now["train/loss"] == pytest.approx(total, rel=1e-4), (name, epoch)
+        # MLflow's parameters are those it began with.
+        begun = json.loads((path / "trial.json").read_text())["settings"]
+        params = children[f"run-own-{name}"].data.params
+        assert {key: float(value) for key, value in params.items()} == begun
+    # Of four members the last is replaced each time, in the second session as in the first.
+    taken = [m["epoch"] for mutations in found.values() for m in mutations]
+    assert sorted(taken) == [3, 6, 9, 12]
     for name, mutations in found.items():
         spec = json.loads((folder / "trials" / name / "spec.json").read_text())
         last = mutations[-1]
         in_force = {c["epoch"]: c for c in spec["objective"]["schedule"]}
         curve = digits.epochs(folder / "trials" / name)
+        assert curve[15]["pbt/exploits"] == len(mutations)
         for key, value in last["after"].items():
-            assert curve[6][f"pbt/{key}"] == pytest.approx(value)
+            for epoch in range(last["epoch"] + 1, 16):
+                assert curve[epoch][f"pbt/{key}"] == pytest.approx(value)
             if value != last["donors"][key]:
                 assert in_force[last["epoch"] + 1][key] == value
-        now = curve[6]
-        total = now["train/ce"] + last["after"]["kd_weight"] * now["train/kd"]
-        total += last["after"]["dcd_weight"] * (
-            now["train/contrast"] + 0.5 * now["train/consistency"]
-        )
-        assert now["train/loss"] == pytest.approx(total, rel=1e-4)
-        assert now["pbt/exploits"] == len(mutations)
-        # MLflow's parameters are those it began with.
-        begun = json.loads((folder / "trials" / name / "trial.json").read_text())["settings"]
-        params = role(runs, "trial")[f"run-own-{name}"].data.params
-        assert {key: float(value) for key, value in params.items()} == begun
     table = pq.read_table(folder / "timeline.parquet")
     assert table.column_names == ["trial", "epoch", "setting", "value", "taken_over_from"]
-    assert table.num_rows == 4 * 6 * 2
+    assert table.num_rows == 4 * 15 * 2
     assert {v for v in table["taken_over_from"].to_pylist() if v} == {
         m["donor"] for mutations in found.values() for m in mutations
     }
+    (final,) = (folder / "finals").iterdir()
+    objectives = [
+        json.loads((path / "spec.json").read_text())["objective"]
+        for path in (final, folder / "trials" / final.name.split("-")[0])
+    ]
+    assert objectives[0] == objectives[1]  # the same weights in the same epochs
 
 
 def test_two_goals_give_a_pareto_front_with_latencies(workplace: Path, teacher: Path) -> None:
@@ -337,28 +479,3 @@ def test_two_goals_give_a_pareto_front_with_latencies(workplace: Path, teacher: 
         assert json.loads((path / "latency.json").read_text())["latency_ms"] > 0
     _, runs = mlflow_runs(workplace)
     assert all("student/latency_ms" in r.data.metrics for r in role(runs, "trial").values())
-
-
-def test_a_comparison_pairs_its_seeds_and_grows(workplace: Path, teacher: Path) -> None:
-    prepare(workplace, teacher)
-    arguments = ["compare", "run.yaml", "--arms", "ce,kd", "--arm", "same=objective.method=ce"]
-    output = digits.run(workplace, *arguments, "--seeds", "2")
-    folder = workplace / "dcd_runs" / "run-comparison"
-    scores = json.loads((folder / "scores.json").read_text())
-    assert list(scores) == ["ce", "kd", "same"]
-    # Equal settings and seeds give the very same run, whatever else runs beside it.
-    assert scores["ce"]["test/top1"] == scores["same"]["test/top1"]
-    assert sorted(scores["kd"]["test/top1"]) == ["0", "1"]
-    assert "95 % interval" in output
-    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    before = {name: content(path / "journal") for name, path in trials(folder).items()}
-    time.sleep(0.1)
-    digits.run(workplace, *arguments, "--seeds", "3")
-    now = {name: content(path / "journal") for name, path in trials(folder).items()}
-    assert len(now) == 9 and {name: now[name] for name in before} == before
-    client, runs = mlflow_runs(workplace)
-    (parent,) = role(runs, "comparison").values()
-    arms = role(runs, "arm")
-    assert len(arms) == 9
-    assert {run.data.tags["mlflow.parentRunId"] for run in arms.values()} == {parent.info.run_id}
-    assert "comparison.png" in [item.path for item in client.list_artifacts(parent.info.run_id)]

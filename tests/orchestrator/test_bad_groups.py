@@ -10,12 +10,22 @@ import pytest
 import yaml
 from test_bad_input import dcd, experiment, listing  # noqa: F401  (fixtures)
 
+from orchestrator.experiment_file import load_experiment
+from orchestrator.search.driver import Request, open_search
+from orchestrator.search.plan import read_space
+from orchestrator.storage import Folder
+from orchestrator.trials.group import write_group
+
 SPACES: dict[str, dict[str, Any]] = {
     "bias": {"objective.init_bias": {"uniform": [-8.0, 0.0]}},
     "unknown": {"objective.kd_wieght": {"uniform": [0.0, 2.0]}},
     "range": {"objective.kd_weight": {"uniform": [-1.0, 2.0]}},
     "shared": {"data.limit": {"choice": [10, 20]}},
     "corner": {"objective.init_temperature": {"loguniform": [0.05, 1.0]}},
+    "seed": {"seed": {"randint": [0, 9]}},
+    "teacher": {"teacher.source": {"choice": ["resnet8", "resnet14"]}},
+    "scaling": {"scaling.workers": {"choice": [1, 2]}},
+    "good": {"optimizer.lr": {"loguniform": [0.01, 0.1]}},
 }
 
 
@@ -29,6 +39,11 @@ SPACES: dict[str, dict[str, Any]] = {
         ("search unknown.yaml e.yaml", "did you mean 'objective.kd_weight'?"),
         ("search range.yaml e.yaml", "-1.0 does not suit the setting"),
         ("search shared.yaml e.yaml", "data.limit cannot be searched: all trials share the images"),
+        ("search none.yaml e.yaml", "none.yaml: no such file"),
+        ("search seed.yaml e.yaml", "seed cannot be searched: compare settings over several seeds"),
+        ("search teacher.yaml e.yaml", "teacher.source cannot be searched: all trials share"),
+        ("search scaling.yaml e.yaml", "scaling.workers cannot be searched: it does not change"),
+        ("search grid.yaml e.yaml --trials 3", "--trials: a grid search tries every point"),
         ("search corner.yaml e.yaml", "with objective.init_temperature = 0.05: objective: init_t"),
         ("search dcd e.yaml --set objective.method=ce", "dcd: nothing to search"),
         ("search dcd_fine e.yaml", "is searched around a run: give --around RUN"),
@@ -41,6 +56,10 @@ SPACES: dict[str, dict[str, Any]] = {
         ("search dcd e.yaml --resume x", "--resume takes the search as it is: drop SPACE, FILE"),
         (f"search dcd e.yaml --name {'x' * 90}", "80 characters at most"),
         ("compare e.yaml", "a comparison needs at least two arms"),
+        ("compare e.yaml --arms ce", "a comparison needs at least two arms"),
+        ("compare e.yaml --arms ce,ce", "the arm 'ce' is given twice"),
+        ("compare e.yaml --arms ce,kd --arm kd=seed=1", "the arm 'kd' is given twice"),
+        ("compare e.yaml --arms ce --arm x=seed=1", "--arm x: seed is the same for all arms"),
         ("compare e.yaml --arms ce,kdd", "--arms: no method 'kdd'; did you mean 'kd'"),
         ("compare e.yaml --arms ce,kd --reference c", "--reference: no arm 'c'"),
         ("compare e.yaml --arms ce,kd --metric val/top2", "--metric: no metric 'val/top2'"),
@@ -61,11 +80,47 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     for name, parameters in SPACES.items():
         values = {"title": "t", "description": "d", "trials": 4, "parameters": parameters}
         Path(f"{name}.yaml").write_text(yaml.safe_dump(values))
+    grid = {"title": "t", "description": "d", "searcher": "grid"}
+    grid["parameters"] = {"optimizer.lr": {"grid": [0.01, 0.1]}}
+    Path("grid.yaml").write_text(yaml.safe_dump(grid))
     before = listing(Path.cwd())
     ended = dcd(*arguments.split())
     assert ended.code == 2
     assert expected in ended.sentence
     assert ended.out == ""
+    assert listing(Path.cwd()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("search good.yaml e.yaml --name s --seed 1", "seed: 0 -> 1"),
+        ("search good.yaml e.yaml --name s --set optimizer.momentum=0.5", "momentum: 0.9 -> 0.5"),
+        ("search wider.yaml e.yaml --name s", "exists with other settings; changed:"),
+        ("search good.yaml e.yaml --name r", "'r' is a single run in"),
+        ("compare e.yaml --arms ce,kd --name s", "'s' is a search, not a comparison"),
+        ("compare --resume s", "no comparison 's' in"),
+        ("search --resume s --epochs 3 --name t", "drop --epochs, --name"),
+    ],
+)
+def test_a_name_that_something_else_has_is_left_alone(
+    dcd: Any,  # noqa: F811
+    experiment: Any,  # noqa: F811
+    arguments: str,
+    expected: str,
+) -> None:
+    experiment()
+    for name, high in (("good", 0.1), ("wider", 0.5)):
+        values = {"title": "t", "description": "d", "trials": 4}
+        values |= {"parameters": {"optimizer.lr": {"loguniform": [0.01, high]}}}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(values))
+    request = Request(load_experiment(Path("e.yaml")), read_space("good.yaml"), "good")
+    write_group(open_search(request, name="s"))
+    (Folder("dcd_runs") / "r").write("spec.json", "{}")
+    before = listing(Path.cwd())
+    ended = dcd(*arguments.split())
+    assert ended.code == 2
+    assert expected in ended.sentence
     assert listing(Path.cwd()) == before
 
 

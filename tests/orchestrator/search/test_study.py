@@ -109,6 +109,8 @@ def test_a_new_session_knows_what_the_last_one_tried() -> None:
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING]
     assert [trial.params for trial in points.trials][1] == sigmoid
     assert points.trials[3].intermediate_values == {1: 30.0}
+    points.report("0004", 1, 35.0)  # a member of a population tells its last epoch again
+    assert points.trials[3].intermediate_values == {1: 30.0}
     points.report("0004", 2, 40.0)  # the one that goes on is told like any other
     points.tell("0004", [40.0], failed=False)
     assert points.trials[3].value == 40.0

@@ -8,7 +8,7 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from orchestrator.trials.schedulers import build_scheduler, early_stopping, rungs
+from orchestrator.trials.schedulers import build_scheduler, early_stopping, last_exchange, rungs
 from search_spaces import Space
 
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
@@ -144,3 +144,21 @@ def test_there_are_no_rungs_without_successive_halving() -> None:
 
 def test_the_grace_never_exceeds_the_budget() -> None:
     assert early_stopping(space(grace=50), epochs=10).grace == 10
+
+
+@pytest.mark.parametrize(
+    ("epochs", "taken_over", "expected"),
+    [
+        ([], [], 0),
+        ([0, 0], [], 0),
+        ([3, 2], [], 0),  # the first waits for the second
+        ([3, 3], [3], 3),  # they were compared, and nobody has gone on yet
+        ([4, 3], [], 3),
+        ([6, 5], [3], 3),
+        ([7, 6], [3], 6),
+    ],
+)
+def test_a_population_was_last_compared_where_a_member_has_gone_past(
+    epochs: list[int], taken_over: list[int], expected: int
+) -> None:
+    assert last_exchange(epochs, taken_over, 3) == expected
