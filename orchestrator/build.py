@@ -17,9 +17,10 @@ from dcd_core import (
     mix,
     normalize,
 )
+from orchestrator.batches import Recipe
 from orchestrator.data import Dataset
 from orchestrator.evaluation import PixelStatistics
-from orchestrator.loop import HEADS_STREAM, Recipe
+from orchestrator.loop import HEADS_STREAM
 from orchestrator.schedule import lr_factor
 from orchestrator.spec import DataSpec, Experiment, Normalization, ObjectiveSpec, OptimizerSpec
 

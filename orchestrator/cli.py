@@ -18,10 +18,19 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from orchestrator.cli_groups import compare, search
+from orchestrator.cli_options import (
+    ExperimentFile,
+    Overrides,
+    StoragePath,
+    absolute,
+    spec_to_run,
+    telling_how_to_go_on,
+)
 from orchestrator.errors import Interrupted, OrchestratorError, UserError
 
 if TYPE_CHECKING:
-    from orchestrator.spec import Experiment
+    pass
 
 app = typer.Typer(
     help="Distil small, fast image classifiers from large, accurate ones (DCD, arXiv 2407.11802).",
@@ -30,20 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", metavar="FILE")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override a field: objective.kd_weight=0.5"),
-]
-StoragePath = Annotated[
-    str | None,
-    typer.Option("--storage", help="Folder or URI of the runs, when not the default."),
-]
-Name = Annotated[
-    str | None, typer.Option("--name", help="Name of the whole, when not the default.")
-]
-New = Annotated[bool, typer.Option("--new", help="Start afresh under a numbered name.")]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -97,168 +92,18 @@ def distill(
     storage: StoragePath = None,
 ) -> None:
     """Train one student, or go on with a run that was cut off."""
-    spec = _spec_to_run(experiment, overrides, resume=resume, new=new, storage=storage)
+    spec = spec_to_run(experiment, overrides, resume=resume, new=new, storage=storage)
 
     from orchestrator.distillation import distill as run_distillation
-    from orchestrator.summary import describe_outcome, storage_option
+    from orchestrator.summary import describe_outcome
 
-    try:
+    with telling_how_to_go_on("distill", "run", spec):
         outcome = run_distillation(spec, new=new)
-    except Interrupted as error:
-        command = f"dcd distill --resume {error.run}{storage_option(spec)}"
-        text = f"go on with: {command}" if error.run else "no run had been started"
-        print(f"\nstopped; {text}", file=sys.stderr)
-        raise
     print(describe_outcome(outcome, spec))
 
 
-@app.command()
-def search(
-    space: Annotated[
-        str | None,
-        typer.Argument(help="A shipped search space by name, or a YAML file.", metavar="SPACE"),
-    ] = None,
-    experiment: Annotated[
-        Path | None, typer.Argument(help="Experiment file (YAML).", metavar="FILE")
-    ] = None,
-    overrides: Overrides = None,
-    trials: Annotated[
-        int | None,
-        typer.Option(min=1, help="Trials in all; more than before extends a search."),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of each trial, when not the experiment's.")
-    ] = None,
-    final_seeds: Annotated[
-        int | None, typer.Option(min=0, help="Full runs of the winner, each a fresh seed [3].")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the points that are tried.")] = 0,
-    around: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="Search around this run, with a space such as dcd_fine."),
-    ] = None,
-    register: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Register the winner's student in MLflow.")
-    ] = None,
-    name: Name = None,
-    new: New = False,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="NAME", help="Go on with a search.")
-    ] = None,
-    storage: StoragePath = None,
-) -> None:
-    """Search an experiment's settings with Ray Tune, then run the winner over fresh seeds."""
-    from orchestrator.search.command import Options, describe_result, search_request
-
-    options = Options(
-        space=space,
-        file=experiment,
-        overrides=tuple(overrides or ()),
-        trials=trials,
-        epochs=epochs,
-        final_seeds=final_seeds,
-        seed=seed,
-        around=around,
-        register=register,
-        name=name,
-        new=new,
-        resume=resume,
-        storage=_absolute(storage),
-    )
-    request, group = search_request(options)
-
-    from orchestrator.search.driver import search as run_search
-    from orchestrator.summary import storage_option
-
-    try:
-        outcome = run_search(request, group)
-    except Interrupted as error:
-        command = f"dcd search --resume {error.run}{storage_option(request.experiment)}"
-        text = f"go on with: {command}" if error.run else "no search had been started"
-        print(f"\nstopped; {text}", file=sys.stderr)
-        raise
-    print(describe_result(outcome, request.experiment))
-
-
-@app.command()
-def compare(
-    experiment: Annotated[
-        Path | None, typer.Argument(help="Experiment file (YAML).", metavar="FILE")
-    ] = None,
-    overrides: Overrides = None,
-    arms: Annotated[
-        str | None, typer.Option(help="Methods to compare, by comma: ce,kd,dcd,dcd+kd.")
-    ] = None,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME='PATH=VALUE ...'", help="An arm by the settings that set it apart."
-        ),
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each arm [5].")] = None,
-    reference: Annotated[
-        str | None, typer.Option(metavar="ARM", help="Held against the others [the first arm].")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="What decides [test/top1].")] = None,
-    vary_data: Annotated[
-        bool, typer.Option("--vary-data", help="Vary order and augmentation with the seed too.")
-    ] = False,
-    name: Name = None,
-    new: New = False,
-    resume: Annotated[
-        str | None, typer.Option("--resume", metavar="NAME", help="Go on with a comparison.")
-    ] = None,
-    storage: StoragePath = None,
-) -> None:
-    """Compare methods or settings over paired seeds, with intervals."""
-    from orchestrator.comparison import (
-        Request,
-        describe_result,
-        open_comparison,
-        parse_arms,
-        resume_comparison,
-    )
-
-    if resume is None:
-        spec = _spec_to_run(experiment, overrides, resume=None, new=False, storage=storage)
-        parsed = parse_arms(arms, arm or [])
-        request = Request(
-            experiment=spec,
-            arms=parsed,
-            reference=reference or next(iter(parsed), ""),
-            seeds=seeds or 5,
-            metric=metric or "test/top1",
-            vary_data=vary_data,
-        )
-        group = open_comparison(request, name=name, new=new)
-    else:
-        given = [experiment, arms, arm, name, overrides]
-        if any(option is not None for option in given) or new or vary_data:
-            raise UserError(
-                "--resume takes the comparison as it is: only --seeds, --reference and --metric "
-                "may change"
-            )
-        from orchestrator.places import storage_folder
-
-        request, group = resume_comparison(
-            resume,
-            storage_folder(_absolute(storage)),
-            seeds=seeds,
-            reference=reference,
-            metric=metric,
-        )
-
-    from orchestrator.comparison import compare as run_comparison
-    from orchestrator.summary import storage_option
-
-    try:
-        outcome = run_comparison(request, group)
-    except Interrupted as error:
-        command = f"dcd compare --resume {error.run}{storage_option(request.experiment)}"
-        text = f"go on with: {command}" if error.run else "no comparison had been started"
-        print(f"\nstopped; {text}", file=sys.stderr)
-        raise
-    print(describe_result(outcome, request.experiment))
+app.command()(search)
+app.command()(compare)
 
 
 @app.command()
@@ -335,7 +180,7 @@ def sync(
     from orchestrator.places import storage_folder, tracking_place
     from orchestrator.tracking import group_members, is_group, pending_runs, retarget, sync_run
 
-    folder = storage_folder(_absolute(storage))
+    folder = storage_folder(absolute(storage))
     if run and (folder / run).read_json("tracking/request.json") is None:
         raise UserError(f"{run}: no tracked run of that name in {folder.location}")
     # Of a group, all at once.
@@ -376,40 +221,6 @@ def ui(
     code = serve_ui(place, host=host, port=port, artifact_root=artifact_root)
     if code:
         raise typer.Exit(code)
-
-
-def _spec_to_run(
-    experiment: Path | None,
-    overrides: list[str] | None,
-    *,
-    resume: str | None,
-    new: bool,
-    storage: str | None,
-) -> Experiment:
-    from orchestrator.experiment_file import changed, load_experiment
-
-    if (experiment is None) == (resume is None):
-        raise UserError("give an experiment file, or --resume RUN: exactly one of them")
-    if experiment is not None:
-        spec = load_experiment(experiment, overrides or ())
-        return changed(spec, {"storage.path": _absolute(storage)}) if storage else spec
-    assert resume is not None
-    if new:
-        raise UserError("--resume goes on with a run and --new starts one: give one of them")
-    if overrides:
-        raise UserError("--resume takes the run's own spec: drop --set")
-
-    from orchestrator.places import storage_folder
-    from orchestrator.runs import find_run
-
-    folder = storage_folder(_absolute(storage))
-    return changed(find_run(resume, folder), {"storage.path": folder.location})
-
-
-def _absolute(path: str | None) -> str | None:
-    if path is None or "://" in path:
-        return path
-    return str(Path(path).expanduser().absolute())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

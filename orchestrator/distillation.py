@@ -101,7 +101,7 @@ def check_resources(scaling: ScalingSpec) -> None:
 def check_cluster(scaling: ScalingSpec, places: Places) -> None:
     """Refuse a cluster whose nodes would not reach the storage."""
     if scaling.workers > 0 and joins_cluster():
-        from orchestrator.ray_train import check_storage_is_shared
+        from orchestrator.ray_session import check_storage_is_shared
 
         check_storage_is_shared(storage_is_default=places.storage_is_default)
 
@@ -110,7 +110,7 @@ def session(scaling: ScalingSpec, *, dashboard: bool = False) -> AbstractContext
     """Ray for as long as the context lasts, joined or started once; nothing with 0 workers."""
     if scaling.workers == 0:
         return nullcontext()
-    from orchestrator.ray_train import ray_session
+    from orchestrator.ray_session import ray_session
 
     return ray_session(dashboard=dashboard)
 
@@ -239,7 +239,8 @@ def _train(
             torch.set_num_threads(experiment.scaling.cpus_per_worker)
         return run_work(work, shared, ProcessReporter(Journal(run.folder), device=device))
 
-    from orchestrator.ray_train import cluster_resources, train_on_ray
+    from orchestrator.ray_session import cluster_resources
+    from orchestrator.ray_train import train_on_ray
 
     if joins_cluster():
         resources = cluster_resources(experiment.scaling, say=display.say)

@@ -57,7 +57,7 @@ def _ray(experiment: Experiment, places: Places) -> Iterator[Finding]:
     """Ray, and what only a worker can tell: tracking and storage as seen from there."""
     import ray
 
-    from orchestrator.ray_train import ray_session
+    from orchestrator.ray_session import ray_session
 
     try:
         with ray_session():

@@ -8,54 +8,31 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dcd_core import (
     Distiller,
     FeatureModel,
     Meter,
-    MicroBatch,
     Objective,
     mix,
-    normalize,
     sample_order,
-    shares,
     train_step,
 )
 from orchestrator.across_ranks import newest_checkpoint, share_buffers, train_across_ranks
+from orchestrator.batches import Recipe, micro_batches
 from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
 from orchestrator.errors import Diverged
-from orchestrator.evaluation import Images, PixelStatistics, Scores, evaluate, score_metrics
+from orchestrator.evaluation import Images, Scores, evaluate, score_metrics
 from orchestrator.reporter import Ranks, Reporter
 
 logger = logging.getLogger(__name__)
 
 _RNG_STREAM, HEADS_STREAM = 11, 12
 """Streams of `mix` that seed generators; 0 to 10 are left to augmentation."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train, in plain values."""
-
-    epochs: int
-    batch_size: int
-    """Images per optimizer step, over all ranks and micro-batches."""
-    accumulate: int
-    precision: torch.dtype
-    max_grad_norm: float | None
-    seed: int
-    data_seed: int
-    augment: Callable[[Tensor, Tensor, int], Tensor]
-    """(images uint8 (B, C, H, W), source indices (B,), epoch) -> images uint8."""
-    lr_factor: Callable[[float], float]
-    """Epochs done (with fractions) -> factor on each group's learning rate."""
-    student_pixels: PixelStatistics
-    teacher_pixels: PixelStatistics | None
 
 
 def train(
@@ -202,7 +179,7 @@ def _train_epoch(
         factor = recipe.lr_factor(epoch - 1 + step / len(steps))
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        micro_batches = _micro_batches(
+        batches = micro_batches(
             batch,
             teacher,
             epoch=epoch,
@@ -215,7 +192,7 @@ def _train_epoch(
         )
         train_step(
             module,
-            list(micro_batches),
+            list(batches),
             objective=objective,
             optimizer=optimizer,
             scaler=scaler,
@@ -250,64 +227,6 @@ def _heads_rest(
         yield
     finally:
         hook.remove()
-
-
-def _micro_batches(
-    batch: Tensor,
-    teacher: FeatureModel | None,
-    *,
-    epoch: int,
-    training: Images,
-    recipe: Recipe,
-    ranks: Ranks,
-    takes_features: bool,
-    needs_features: bool,
-    needs_logits: bool,
-) -> Iterator[MicroBatch]:
-    """This rank's part of each micro-batch of one optimizer step.
-
-    Args:
-        batch: positions in the split, over all ranks, (B,).
-        takes_features: whether the distiller has heads, which do not run without features.
-        needs_features: whether the loss depends on them.
-        needs_logits: whether it depends on the teacher's logits.
-    """
-    for micro in batch.split(recipe.batch_size // recipe.accumulate):
-        counts = shares(len(micro), ranks.size)
-        first = sum(counts[: ranks.rank])
-        own = micro[first : first + counts[ranks.rank]]  # (n,)
-        indices = training.indices[own].to(ranks.device, non_blocking=True)
-        images = training.images[own].to(ranks.device, non_blocking=True)
-        images = recipe.augment(images, indices, epoch)  # (n, C, H, W) uint8
-        logits = features = None
-        if teacher is not None and recipe.teacher_pixels is not None:
-            if needs_logits or needs_features:
-                logits, features = _teach(
-                    teacher, images, pixels=recipe.teacher_pixels, precision=recipe.precision
-                )
-            elif takes_features:  # any will do, and these cost no pass of the teacher
-                features = torch.zeros(len(images), teacher.feature_dim, device=ranks.device)
-        pixels = recipe.student_pixels
-        yield MicroBatch(
-            images=normalize(images, mean=pixels.mean, std=pixels.std),
-            labels=training.labels[own].to(ranks.device, non_blocking=True),
-            teacher_logits=logits if needs_logits else None,
-            teacher_features=features if takes_features else None,
-            counts=counts,
-        )
-
-
-@torch.no_grad()
-def _teach(
-    teacher: FeatureModel, images: Tensor, *, pixels: PixelStatistics, precision: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The frozen teacher's logits (n, K) and features (n, D)."""
-    inputs = normalize(images, mean=pixels.mean, std=pixels.std)
-    if len(images) == 0:  # many networks cannot run on no image: run one and take no row of it
-        inputs = torch.zeros(1, *inputs.shape[1:], device=inputs.device)
-    with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
-        output = teacher(inputs)
-    return output.logits[: len(images)], output.features[: len(images)]
 
 
 def _seed_everything(seed: int, epoch: int, rank: int) -> None:

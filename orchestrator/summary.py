@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.distillation import Outcome
@@ -61,6 +62,13 @@ def unsent_line(name: str, reason: str, spec: Experiment) -> str:
     """How to send what MLflow has not got."""
     command = f"dcd sync {name}{storage_option(spec)}"
     return f"MLflow   not all is sent yet ({reason}): `{command}` sends it"
+
+
+def tracking_line(name: str, pending: Iterable[str], spec: Experiment) -> list[str]:
+    """What a group's summary says of MLflow: what is left to send, or how to look at it."""
+    for reason in pending:
+        return [unsent_line(name, reason, spec)]
+    return [browse_line(spec)] if spec.tracking.enabled else []
 
 
 def _uri_option(spec: Experiment) -> str:

@@ -25,13 +25,13 @@ REQUEST = "tracking/request.json"
 FINISH = "tracking/finish.json"
 STATE = "tracking/state.json"
 
-_GROUP_FILE = "group.json"
+GROUP_FILE = "group.json"
 _MEMBER_FOLDERS = ("trials", "finals")
 
 
 def is_group(folder: Folder) -> bool:
     """Whether a folder belongs to many runs under one parent, and not to a single run."""
-    return folder.read(_GROUP_FILE) is not None
+    return folder.read(GROUP_FILE) is not None
 
 
 def group_members(group: Folder) -> list[Folder]:

@@ -11,10 +11,11 @@ from orchestrator.experiment_file import changed, flatten, load_experiment
 from orchestrator.places import find_places, storage_folder
 from orchestrator.reports.search_text import describe_search
 from orchestrator.runs import find_run
-from orchestrator.search.driver import Outcome, Request, open_search, resume_search
+from orchestrator.search.driver import Outcome
 from orchestrator.search.plan import read_space
+from orchestrator.search.request import Request, open_search, resume_search
 from orchestrator.spec import Experiment
-from orchestrator.summary import browse_line, unsent_line
+from orchestrator.summary import tracking_line
 from orchestrator.trials.group import Group
 from search_spaces import Space, narrow
 
@@ -127,9 +128,5 @@ def describe_result(outcome: Outcome, experiment: Experiment) -> str:
     lines.append(f"report   {folder}/report.md")
     if outcome.student is not None:
         lines.append(f"student  orchestrator.load_student({outcome.student.location!r})")
-    if outcome.tracking is not None and outcome.tracking.pending:
-        reason = next(iter(outcome.tracking.pending.values()))
-        lines.append(unsent_line(outcome.group.name, reason, experiment))
-    elif experiment.tracking.enabled:
-        lines.append(browse_line(experiment))
-    return "\n".join(lines)
+    pending = outcome.tracking.pending.values() if outcome.tracking else ()
+    return "\n".join([*lines, *tracking_line(outcome.group.name, pending, experiment)])

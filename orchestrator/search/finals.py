@@ -5,13 +5,68 @@ from __future__ import annotations
 
 from typing import Any
 
+from ray.tune.schedulers import FIFOScheduler
+
 from orchestrator.experiment_file import changed
 from orchestrator.search.plan import scaled_to
+from orchestrator.search.records import score
+from orchestrator.search.running import Running
 from orchestrator.search.source import INPUTS, trial_experiment
 from orchestrator.spec import Experiment
-from orchestrator.trials.feed import Trial
-from orchestrator.trials.group import Record
+from orchestrator.trials.board import Board
+from orchestrator.trials.engine import run_trials
+from orchestrator.trials.feed import ListSource, Trial
+from orchestrator.trials.group import Record, read_trials
+from orchestrator.trials.prepare import one_process, seeing_the_test_split
+from orchestrator.trials.tracking import creator
 from search_spaces import Space
+
+
+def run_finals(run: Running, winner: Record) -> list[Record]:
+    """Run what is left of the winner's final runs; all of them, as they ended."""
+    epochs = run.request.experiment.train.epochs
+    planned = final_trials(
+        winner,
+        run.space,
+        one_process(run.request.experiment),
+        group_name=run.group.name,
+        num_seeds=run.request.final_seeds,
+    )
+    records = {record.name: record for record in read_trials(run.finals)}
+    left = [t for t in planned if t.name not in records or not records[t.name].ended]
+    if left:
+        run.display.say(
+            f"{run.group.name}: trial {winner.name} is best: {len(planned)} full runs of it"
+        )
+        seeds = {trial.name: {"seed": trial.details["seed"]} for trial in planned}
+        with Board(
+            run.display,
+            what="final runs",
+            total=len(planned),
+            epochs=epochs,
+            settings_of=lambda name: seeds.get(name, {}),
+            higher_is_better=run.space.goals[0].mode == "max",
+            ended={
+                r.name: (r.state, score(r, run.space)) for r in records.values() if r.name in seeds
+            },
+        ) as board:
+            run_trials(
+                seeing_the_test_split(run.prepared.setup)._replace(folder=run.finals),
+                ListSource(left),
+                scheduler=FIFOScheduler(),
+                create=creator(
+                    run.finals,
+                    run.places,
+                    group=run.group.folder,
+                    role="final",
+                    known=records,
+                    tags=lambda trial: {"dcd.trial": trial.details["trial"]},
+                ),
+                tracking=run.tracking,
+                watcher=board,
+                students=True,
+            )
+    return [r for r in read_trials(run.finals) if r.details["trial"] == winner.name]
 
 
 def final_trials(

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from orchestrator.data import Dataset, load_dataset
 from orchestrator.errors import UserError
 from orchestrator.experiment_file import changed, flatten
-from orchestrator.inputs import check_student
-from orchestrator.ray_train import known_nodes
+from orchestrator.ray_session import known_nodes
 from orchestrator.resources import describe_need, describe_nodes, per_trial
 from orchestrator.spec import Experiment, ScalingSpec
+from orchestrator.student_check import check_student
 from orchestrator.trials.schedulers import rungs
 from search_spaces import (
     Parameter,

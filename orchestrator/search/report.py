@@ -19,7 +19,7 @@ from orchestrator.search import latency
 from orchestrator.search.records import goal_values, score
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
-from orchestrator.trials.group import Group, Record, best_so_far, read_trials
+from orchestrator.trials.group import Group, Record, best_so_far
 from orchestrator.trials.population import MUTATIONS, weights_in_force
 from orchestrator.trials.schedulers import rungs
 from search_spaces import Space
@@ -35,7 +35,9 @@ def search_record(
     space_name: str,
     experiment: Experiment,
     inputs: Inputs,
-    winner: Record | None,
+    records: Sequence[Record],
+    winner: Record,
+    finals: Sequence[Record],
     notes: Sequence[str],
 ) -> SearchRecord:
     """All that is told of a search.
@@ -46,12 +48,11 @@ def search_record(
         space_name: by which the user knows it.
         experiment: what the trials vary.
         inputs: its images and networks.
-        winner: the best trial.
+        records: its trials.
+        winner: the best of them.
+        finals: the winner's final runs.
         notes: sentences that the reader should not miss.
     """
-    records = read_trials(group.folder / "trials")
-    finals = read_trials(group.folder / "finals") if winner else []
-    own = [f for f in finals if winner and f.details.get("trial") == winner.name]
     goal = space.goals[0]
     epochs = experiment.train.epochs
     return SearchRecord(
@@ -67,8 +68,8 @@ def search_record(
         rungs=rungs(space, epochs),
         trials=[_row(record, space, group.folder / "trials" / record.name) for record in records],
         first=1 if space.first and records else None,
-        winner=int(winner.name) if winner else None,
-        finals=[_final(record, space) for record in own],
+        winner=int(winner.name),
+        finals=[_final(record, space) for record in finals],
         facts={
             "data": f"{experiment.data.source}: {describe_counts(inputs.dataset)}",
             "data fingerprint": inputs.dataset.fingerprint,
@@ -81,8 +82,13 @@ def search_record(
     )
 
 
-def write_report(folder: Folder, record: SearchRecord) -> list[str]:
+def write_report(folder: Folder, record: SearchRecord, records: Sequence[Record]) -> list[str]:
     """Write the report and its figures into a group's folder.
+
+    Args:
+        folder: the group's.
+        record: what is told.
+        records: the trials.
 
     Returns:
         Names of the files.
@@ -95,7 +101,7 @@ def write_report(folder: Folder, record: SearchRecord) -> list[str]:
     folder.write("report.md", search_markdown(record))
     names.append("report.md")
     if record.mutations or record.scheduler == "pbt":
-        folder.write(TIMELINE, _timeline(read_trials(folder / "trials"), folder / "trials"))
+        folder.write(TIMELINE, _timeline(records, folder / "trials"))
         names.append(TIMELINE)
     return names
 
@@ -146,7 +152,6 @@ def _mutations(records: Sequence[Record], trials: Folder) -> list[dict[str, Any]
                     "trial": int(record.name),
                     "donor": int(taken["donor"]),
                     "setting": f"objective.{key}",
-                    "old": taken["before"][key],
                     "new": taken["after"][key],
                 }
                 for key in taken["after"]

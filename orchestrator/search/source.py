@@ -8,12 +8,12 @@ from typing import Any
 from orchestrator.data import Dataset
 from orchestrator.errors import UserError
 from orchestrator.experiment_file import changed
-from orchestrator.inputs import check_student
 from orchestrator.search.records import PARAMETERS, goal_values
 from orchestrator.search.study import Study
 from orchestrator.sources import num_parameters
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
+from orchestrator.student_check import check_student
 from orchestrator.trials.feed import Trial
 from orchestrator.trials.group import Record, read_trial
 from search_spaces import Space

@@ -91,35 +91,24 @@ class Book(Callback):
         """Messages of the trials that failed in this session."""
         return dict(self._errors)
 
-    def close(self) -> list[str]:
-        """Write nothing any more.
-
-        Returns:
-            Names of the trials that were running.
-        """
+    def close(self) -> None:
+        """Mark the trials that were running, and write nothing any more."""
         with self._lock:
             self._closed = True
-            running = list(self._journals)
-            for name in running:
-                write_state(self._trials / name, "interrupted")
+            for name, journal in self._journals.items():
+                folder = self._trials / name
+                write_state(folder, "interrupted")
                 if self._tracking.on:
-                    finish_request(
-                        self._trials / name, status="KILLED", metrics={}, tags={}, student=False
-                    )
-                    self._tracking.changed(self._trials / name, self._journals[name])
-            return running
+                    finish_request(folder, status="KILLED", metrics={}, tags={}, student=False)
+                    self._tracking.changed(folder, journal)
 
-    def on_trial_start(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_start(self, *, trial: TuneTrial, **info: Any) -> None:
         """A trial is placed, for the first time or again."""
         with self._lock:
             if not self._closed:
                 self._begin(str(trial))
 
-    def on_trial_recover(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_recover(self, *, trial: TuneTrial, **info: Any) -> None:
         """A trial failed and is tried again from its checkpoint."""
         with self._lock:
             name = str(trial)
@@ -129,14 +118,7 @@ class Book(Callback):
             self._restarts[name] += 1
             self._journals[name].append({RESTARTS: self._restarts[name]}, step=self._epochs[name])
 
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
+    def on_trial_result(self, *, trial: TuneTrial, result: dict[str, Any], **info: Any) -> None:
         """An epoch of a trial is done."""
         if "epoch" not in result:  # Tune's own last word on a trial
             return
@@ -152,9 +134,7 @@ class Book(Callback):
             self._watcher.reported(name, epoch, score)
             self._source.heard(name, epoch, score)
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_complete(self, *, trial: TuneTrial, **info: Any) -> None:
         """A trial is through, or its scheduler has stopped it."""
         with self._lock:
             name = str(trial)
@@ -174,9 +154,7 @@ class Book(Callback):
                 tags={"dcd.state": state},
             )
 
-    def on_trial_error(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_error(self, *, trial: TuneTrial, **info: Any) -> None:
         """A trial has failed for good."""
         with self._lock:
             name = str(trial)

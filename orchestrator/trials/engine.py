@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-import ray
 from ray import tune
 
 from orchestrator.error_text import cause
 from orchestrator.errors import OrchestratorError, RunFailed
-from orchestrator.ray_train import live_nodes
+from orchestrator.ray_session import live_nodes
 from orchestrator.resources import WorkerResources, capacity, trial_resources
 from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
@@ -216,8 +215,3 @@ def _common(errors: Mapping[str, str]) -> str:
         f"all {len(texts)} trials so far have failed, {count} of them so: {common}. No other was "
         "started: mend the cause and resume, which tries them again"
     )
-
-
-def share(what: Any) -> list[Any]:
-    """Put the parts of a run's large inputs into Ray's object store, once for all trials."""
-    return [ray.put(part) for part in what]

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.errors import UserError
-from orchestrator.experiment_file import build_experiment, flatten
+from orchestrator.experiment_file import build_experiment, changed, flatten
 from orchestrator.journal import Journal
 from orchestrator.runs import read_state
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
+from orchestrator.tracking_files import GROUP_FILE
 
 Kind = Literal["search", "comparison"]
-FILE = "group.json"
 
 _SCORE_BY = "val/top1"
 """A trial keeps the student of the epoch with the best validation top-1."""
@@ -101,7 +101,7 @@ def open_group(
             name = f"{base}-{number}"
         return Group(kind, storage / name, definition, request, exists=False)
     folder = storage / name
-    stored = folder.read_json(FILE)
+    stored = folder.read_json(GROUP_FILE)
     if stored is None:
         if folder.read("spec.json") is not None:
             raise UserError(f"{name!r} is a single run in {storage.location}: give another --name")
@@ -130,7 +130,7 @@ def find_group(kind: Kind, name: str, storage: Folder) -> Group:
         UserError: there is none of that kind.
     """
     folder = storage / name
-    stored = folder.read_json(FILE)
+    stored = folder.read_json(GROUP_FILE)
     if stored is None or stored["kind"] != kind:
         known = [
             other
@@ -143,10 +143,32 @@ def find_group(kind: Kind, name: str, storage: Folder) -> Group:
     return Group(kind, folder, stored["definition"], stored["request"], exists=True)
 
 
+def resume_group(
+    kind: Kind, name: str, storage: Folder, changes: Mapping[str, Any]
+) -> tuple[Group, Experiment]:
+    """An existing group and its experiment, with what is to change of its last request.
+
+    Args:
+        kind: search or comparison.
+        name: its name.
+        storage: the folder of all runs, which the experiment is to use.
+        changes: by key of the request; None leaves a value as it was.
+
+    Raises:
+        UserError: there is none of that kind.
+    """
+    group = find_group(kind, name, storage)
+    given = {key: value for key, value in changes.items() if value is not None}
+    group = group._replace(request=group.request | given)
+    where = f"{group.folder.location}/{GROUP_FILE}"
+    experiment = build_experiment(group.request["experiment"], where=where)
+    return group, changed(experiment, {"storage.path": storage.location})
+
+
 def write_group(group: Group) -> None:
     """Write what a group is, and what is asked of it now."""
     group.folder.write_json(
-        FILE, {"kind": group.kind, "definition": group.definition, "request": group.request}
+        GROUP_FILE, {"kind": group.kind, "definition": group.definition, "request": group.request}
     )
 
 
@@ -204,7 +226,7 @@ def best_so_far(history: Mapping[int, Mapping[str, float]], metric: str) -> dict
 
 def _is_kind(folder: Folder, kind: Kind) -> bool:
     try:
-        stored = folder.read_json(FILE)
+        stored = folder.read_json(GROUP_FILE)
     except (NotADirectoryError, ValueError):
         return False
     return isinstance(stored, dict) and stored.get("kind") == kind

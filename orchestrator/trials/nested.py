@@ -26,11 +26,10 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import RunFailed
+from orchestrator.ray_session import DRIVER_ENVIRONMENT, live_nodes
 from orchestrator.ray_train import (
-    DRIVER_ENVIRONMENT,
     START_RETRIES,
     Stopped,
-    live_nodes,
     start_training,
     this_rank,
     training_result,

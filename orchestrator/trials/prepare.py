@@ -16,7 +16,7 @@ from orchestrator.errors import RunFailed, UserError
 from orchestrator.inputs import Inputs, Teacher
 from orchestrator.places import Places
 from orchestrator.progress import Display
-from orchestrator.ray_train import cluster_resources, live_nodes
+from orchestrator.ray_session import cluster_resources, live_nodes
 from orchestrator.reporter import Ranks
 from orchestrator.resources import (
     WorkerResources,
@@ -98,6 +98,15 @@ def prepare(
         metric=metric,
     )
     return Prepared(setup, teachers, at_once)
+
+
+def seeing_the_test_split(setup: Setup) -> Setup:
+    """The same for runs that nothing is chosen by."""
+    inputs = {
+        key: one._replace(work=one.work._replace(uses_test=True))
+        for key, one in setup.inputs.items()
+    }
+    return setup._replace(inputs=inputs)
 
 
 def _once(stored: dict[object, ObjectRef], part: object) -> ObjectRef:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +96,8 @@ class _Remembering(TrialScheduler):
 
     epochs: int
     going_on: Mapping[str, Scores]
+    take_down: Callable[..., Any]
+    """The scheduler's own way of hearing a result whose decision does not count any more."""
 
     def recall(self, ended: Sequence[Scores]) -> None:
         """Tell it of trials that have ended."""
@@ -120,20 +122,17 @@ class _Remembering(TrialScheduler):
         return TrialScheduler.CONTINUE if last or action == TrialScheduler.PAUSE else action
 
     def _replay(self, trial: Trial, scores: Scores) -> None:
-        raise NotImplementedError
+        for epoch in sorted(scores):
+            self.take_down(None, trial, _result(epoch, scores))
 
 
 class _Asha(_Remembering, ASHAScheduler):
-    def _replay(self, trial: Trial, scores: Scores) -> None:
-        for epoch in sorted(scores):
-            ASHAScheduler.on_trial_result(self, None, trial, _result(epoch, scores))
+    take_down = ASHAScheduler.on_trial_result
 
 
 class _Median(_Remembering, MedianStoppingRule):
-    def _replay(self, trial: Trial, scores: Scores) -> None:
-        # Its `on_trial_result` may take a trial as stopped; this one only takes the result down.
-        for epoch in sorted(scores):
-            MedianStoppingRule.on_trial_complete(self, None, trial, _result(epoch, scores))
+    # `on_trial_result` may take a trial as stopped; this one only takes the result down.
+    take_down = MedianStoppingRule.on_trial_complete
 
 
 def _result(epoch: int, scores: Scores) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from orchestrator.distillation import session
 from orchestrator.errors import Interrupted
 from orchestrator.group_tracking import GroupReport, GroupTracker
 from orchestrator.journal import Journal
+from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places
-from orchestrator.runs import locked, write_state
+from orchestrator.progress import Display
+from orchestrator.runs import forget_run, locked, write_state
 from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
 from orchestrator.tracking import finish_request
@@ -89,7 +91,7 @@ def group_session(group: Group, places: Places, scaling: ScalingSpec) -> Iterato
         write_group(group)
         write_state(group.folder, "running")
         try:
-            # Trials of several workers leave it to Ray's dashboard to free what a killed one held.
+            # Ray's own helpers beside trials of several workers ask the dashboard when to end.
             with session(scaling, dashboard=scaling.workers > 1):
                 yield tracking
         except (Interrupted, KeyboardInterrupt) as error:
@@ -103,14 +105,46 @@ def group_session(group: Group, places: Places, scaling: ScalingSpec) -> Iterato
             with suppress(OSError):  # a full disk may be what failed
                 write_state(group.folder, "failed", message=str(error))
                 if before is None and not (group.folder / "trials").names():
-                    _forget(group.folder)  # refused before it began
+                    forget_run(group.folder)  # refused before it began
                 else:
                     tracking.finish("FAILED", metrics={}, tags={"error": str(error)})
             tracking.close()
             raise
 
 
-def _forget(folder: Folder) -> None:
-    for name in folder.names():
-        if name != "lock":
-            folder.delete(name)
+def say_places(group: Group, places: Places, *, display: Display) -> None:
+    """Where a group's files are, and where it is tracked."""
+    display.say(f"{group.name}: {group.folder.location}")
+    if places.tracking_uri is not None:
+        display.say(f"{group.name}: tracked at {without_password(places.tracking_uri)}")
+
+
+def finish_group(
+    group: Group,
+    tracking: Tracking,
+    *,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, Any],
+    artifacts: Sequence[str],
+    display: Display,
+) -> GroupReport | None:
+    """Write down that a group is finished, and bring MLflow up to date.
+
+    Args:
+        group: the group.
+        tracking: MLflow's side of it.
+        metrics: its final figures.
+        tags: to add in MLflow.
+        artifacts: files in its folder that go to MLflow.
+        display: where progress is shown.
+
+    Returns:
+        How far MLflow got; None with tracking off.
+    """
+    tracking.finish("FINISHED", metrics=metrics, tags=tags, artifacts=artifacts)
+    write_group(group)
+    write_state(group.folder, "finished")
+    if not tracking.on:
+        return None
+    with display.step(f"{group.name}: sending the rest to MLflow"):
+        return tracking.close()

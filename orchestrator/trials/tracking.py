@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import yaml
@@ -16,6 +16,8 @@ from orchestrator.run_tracking import lineage, shown_values
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 from orchestrator.tracking import reopen, request_tracking
+from orchestrator.trials.feed import Trial
+from orchestrator.trials.group import create_trial
 
 
 def request_group(
@@ -109,6 +111,43 @@ def request_trial(
         artifact_root=places.artifact_root,
         parent=group,
     )
+
+
+def creator(
+    trials: Folder,
+    places: Places,
+    *,
+    group: Folder,
+    role: str,
+    known: Container[str],
+    tags: Callable[[Trial], Mapping[str, str]],
+) -> Callable[[Trial], None]:
+    """What writes a trial down before it starts, for `run_trials`.
+
+    Args:
+        trials: holds the trials' folders.
+        places: where things are.
+        group: the folder of the group.
+        role: what a trial is to the group: `trial`, `final` or `arm`.
+        known: names of trials that are written down already.
+        tags: a trial's further tags in MLflow.
+    """
+
+    def create(trial: Trial) -> None:
+        folder = trials / trial.name
+        if trial.name not in known:
+            create_trial(folder, trial.experiment, trial.settings, **trial.details)
+        request_trial(
+            folder,
+            trial.experiment,
+            trial.settings,
+            places,
+            group=group,
+            role=role,
+            tags=tags(trial),
+        )
+
+    return create
 
 
 def _spec_text(experiment: Experiment) -> str:

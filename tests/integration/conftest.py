@@ -1,4 +1,4 @@
-"""One Ray of made-up CPUs per test module, joined by its address as a cluster would be."""
+"""One Ray of made-up CPUs, and one MLflow server, per test module that asks for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import digits
 import pytest
+from mlflow_server import MlflowServer
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def cluster() -> Iterator[str]:
     """A Ray with four CPUs, whatever this machine has."""
     import ray
 
-    from orchestrator.ray_train import DRIVER_ENVIRONMENT
+    from orchestrator.ray_session import DRIVER_ENVIRONMENT
 
     kept = dict(os.environ)
     os.environ.update(DRIVER_ENVIRONMENT)
@@ -33,6 +34,13 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
     os.environ.clear()
     os.environ.update(kept)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """An MLflow server."""
+    with MlflowServer(tmp_path_factory.mktemp("server")) as running:
+        yield running
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +37,9 @@ from orchestrator.tracking import (
     sync_run,
 )
 
-pytestmark = [
-    pytest.mark.mlflow,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
+pytestmark = pytest.mark.mlflow
 
 METRICS = ("train/loss", "train/ce", "train/kd", "train/contrast", "val/top1", "val/top5")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with MlflowServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.mlflow,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's, of SQLAlchemy
 ]
 
 SPACE: dict[str, Any] = {

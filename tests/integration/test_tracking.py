@@ -39,16 +39,7 @@ from orchestrator.tracking import (
     sync_run,
 )
 
-pytestmark = [
-    pytest.mark.mlflow,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with MlflowServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
+pytestmark = pytest.mark.mlflow
 
 
 @pytest.fixture(autouse=True)

@@ -30,10 +30,7 @@ from orchestrator.tracking import (
 )
 from orchestrator.ui import serve_ui
 
-pytestmark = [
-    pytest.mark.mlflow,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
+pytestmark = pytest.mark.mlflow
 
 SERVE = textwrap.dedent(
     """

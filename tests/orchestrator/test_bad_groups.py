@@ -11,8 +11,8 @@ import yaml
 from test_bad_input import dcd, experiment, listing  # noqa: F401  (fixtures)
 
 from orchestrator.experiment_file import load_experiment
-from orchestrator.search.driver import Request, open_search
 from orchestrator.search.plan import read_space
+from orchestrator.search.request import Request, open_search
 from orchestrator.storage import Folder
 from orchestrator.trials.group import write_group
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import tiny_experiment
 
-from orchestrator.comparison import Request, compare, open_comparison, parse_arms
+from orchestrator.comparison.driver import compare
+from orchestrator.comparison.request import Request, open_comparison, parse_arms
 from orchestrator.errors import UserError
 from orchestrator.experiment_file import build_experiment
 from orchestrator.progress import Display

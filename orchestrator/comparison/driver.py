@@ -1,0 +1,226 @@
+"""A comparison from the driver's side: arms x seeds as trials, then intervals and a figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+from ray.tune.schedulers import FIFOScheduler
+
+from orchestrator.comparison.report import mean_scores, read_comparison, write_report
+from orchestrator.comparison.request import Request, check_request
+from orchestrator.distillation import check_resources
+from orchestrator.errors import RunFailed, UserError
+from orchestrator.experiment_file import changed
+from orchestrator.group_tracking import GroupReport
+from orchestrator.inputs import Inputs, read_inputs
+from orchestrator.places import Places, find_places
+from orchestrator.progress import Display
+from orchestrator.reports.comparison import Comparison
+from orchestrator.spec import Experiment
+from orchestrator.storage import check_writable
+from orchestrator.trials.board import Board
+from orchestrator.trials.engine import run_trials
+from orchestrator.trials.feed import ListSource, Trial
+from orchestrator.trials.group import Group, Record, read_trials
+from orchestrator.trials.prepare import Prepared, one_process, prepare, seeing_the_test_split
+from orchestrator.trials.session import Tracking, finish_group, group_session, say_places
+from orchestrator.trials.tracking import creator, request_group
+
+
+class Outcome(NamedTuple):
+    """What a comparison leaves."""
+
+    group: Group
+    comparison: Comparison
+    tracking: GroupReport | None
+
+
+def compare(request: Request, group: Group, *, display: Display | None = None) -> Outcome:
+    """Run all arms over all seeds, or go on with what is left of that, and hold them together.
+
+    Raises:
+        UserError: the input is wrong; nothing was started or written.
+        RunFailed: every trial failed.
+        Interrupted: a signal came; the comparison can be resumed.
+    """
+    check_request(request)
+    display = display or Display()
+    experiment = one_process(request.experiment)
+    places = find_places(experiment)
+    check_writable(places.storage, setting="storage.path")
+    check_resources(experiment.scaling)
+    with display.step(f"{group.name}: reading images and networks"):
+        arms = {
+            name: _arm_experiment(experiment, name, settings)
+            for name, settings in request.arms.items()
+        }
+        inputs = {name: _read(name, arm) for name, arm in arms.items()}
+    _check_metric(request.metric, inputs)
+    for note in dict.fromkeys(note for one in inputs.values() for note in one.notes):
+        display.say(f"note: {note}")
+    with group_session(group, places, experiment.scaling) as tracking:
+        records = read_trials(group.folder / "trials")
+        planned = _trials(request, arms, group.name)
+        ended = {r.name: r for r in records if r.state == "finished"}
+        left = [trial for trial in planned if trial.name not in ended]
+        prepared = prepare(
+            inputs,
+            places,
+            group=group.folder,
+            num_trials=max(1, len(left)),
+            metric="val/top1",
+            display=display,
+        )
+        say_places(group, places, display=display)
+        display.say(
+            f"{group.name}: {len(planned)} runs, {len(left)} of them left, "
+            f"{prepared.at_once} at once"
+        )
+        first = next(iter(inputs))
+        request_group(
+            group.folder,
+            experiment,
+            inputs[first],
+            prepared.teachers[first],
+            places,
+            role="comparison",
+            params={
+                "arms": ", ".join(request.arms),
+                "reference": request.reference,
+                "seeds": request.seeds,
+                "metric": request.metric,
+                "epochs": experiment.train.epochs,
+            },
+            note=_note(request),
+            texts={"arms.yaml": yaml.safe_dump({k: dict(v) for k, v in request.arms.items()})},
+        )
+        tracking.start()
+        if left:
+            _run(left, records, prepared, planned, group, places, tracking, display)
+        comparison = read_comparison(request, group, inputs[first], planned)
+        if all(not arm.scores for arm in comparison.arms):
+            raise RunFailed("no run of any arm was trained to the end: see their errors above")
+        report = finish_group(
+            group,
+            tracking,
+            metrics=mean_scores(comparison),
+            tags={"dcd.seeds": len(comparison.seeds)},
+            artifacts=write_report(group.folder, comparison),
+            display=display,
+        )
+        return Outcome(group, comparison, report)
+
+
+def _check_metric(metric: str, inputs: Mapping[str, Inputs]) -> None:
+    if metric.endswith("top5") and any(one.dataset.num_classes <= 5 for one in inputs.values()):
+        raise UserError(
+            f"--metric {metric}: there are at most five classes, so every student is right among "
+            "its first five: use a top1"
+        )
+    if metric.startswith("test/"):
+        for name, one in inputs.items():
+            if one.dataset.test is None:
+                raise UserError(
+                    f"--metric {metric}: the images of arm {name!r} have no test split: use "
+                    "--metric val/top1, or set data.test_fraction"
+                )
+
+
+def _arm_experiment(experiment: Experiment, name: str, settings: Mapping[str, Any]) -> Experiment:
+    try:
+        return changed(experiment, settings)
+    except UserError as error:
+        text = str(error).replace("the changed experiment: ", "")
+        raise UserError(f"arm {name!r}: {text}") from error
+
+
+def _read(name: str, experiment: Experiment) -> Inputs:
+    try:
+        return read_inputs(experiment)
+    except UserError as error:
+        raise UserError(f"arm {name!r}: {error}") from error
+
+
+def _trials(request: Request, arms: Mapping[str, Experiment], group_name: str) -> list[Trial]:
+    """Seed by seed, so that a comparison that is cut off has whole seeds."""
+    trials, slugs = [], _slugs(list(arms))
+    for number in range(request.seeds):
+        for name, arm in arms.items():
+            seed = request.experiment.seed + number
+            trial = f"{slugs[name]}-seed-{seed}"
+            updates: dict[str, Any] = {"name": f"{group_name}-{trial}", "seed": seed}
+            if request.vary_data:
+                updates["data.seed"] = request.experiment.data.seed + number
+            settings = {"arm": name, **request.arms[name], "seed": seed}
+            trials.append(
+                Trial(trial, changed(arm, updates), settings, {"arm": name, "seed": seed}, name)
+            )
+    return trials
+
+
+def _slugs(names: Sequence[str]) -> dict[str, str]:
+    """A name for folders for each arm, as its own as the arm's."""
+    slugs: dict[str, str] = {}
+    for name in names:
+        slug = base = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:20] or "arm"
+        number = 1
+        while slug in slugs.values():
+            number += 1
+            slug = f"{base}-{number}"
+        slugs[name] = slug
+    return slugs
+
+
+def _run(
+    left: list[Trial],
+    records: Sequence[Record],
+    prepared: Prepared,
+    planned: Sequence[Trial],
+    group: Group,
+    places: Places,
+    tracking: Tracking,
+    display: Display,
+) -> None:
+    shown = {t.name: {"arm": t.details["arm"], "seed": t.details["seed"]} for t in planned}
+
+    done = {r.name: (r.state, r.result["val/top1"]) for r in records if r.state == "finished"}
+    with Board(
+        display,
+        what="runs",
+        total=len(planned),
+        epochs=max(trial.experiment.train.epochs for trial in planned),
+        settings_of=lambda name: shown.get(name, {}),
+        higher_is_better=None,
+        ended={name: done[name] for name in done if name in shown},
+        on_change=lambda ended, best: tracking.note({"comparison/ended": ended}, step=ended),
+    ) as board:
+        run_trials(
+            seeing_the_test_split(prepared.setup),
+            ListSource(left),
+            scheduler=FIFOScheduler(),
+            create=creator(
+                group.folder / "trials",
+                places,
+                group=group.folder,
+                role="arm",
+                known={record.name for record in records},
+                tags=lambda trial: {"dcd.arm": trial.details["arm"]},
+            ),
+            tracking=tracking,
+            watcher=board,
+            ended_before=len(done),
+        )
+
+
+def _note(request: Request) -> str:
+    """The comparison's description in the UI."""
+    return (
+        f"**{', '.join(request.arms)}** over {request.seeds} seeds, by **{request.metric}**, held "
+        f"against **{request.reference}**.\n\nThe runs below this one are the arms' runs (tag "
+        "`dcd.arm`); the same seed starts from the same student and sees the same images in the "
+        "same order in every arm. `report.md` and `comparison.png` under Artifacts say what was "
+        "found."
+    )
