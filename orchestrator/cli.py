@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -30,7 +31,7 @@ from orchestrator.cli_options import (
 from orchestrator.errors import Interrupted, OrchestratorError, UserError
 
 if TYPE_CHECKING:
-    pass
+    from sys import UnraisableHookArgs
 
 app = typer.Typer(
     help="Distil small, fast image classifiers from large, accurate ones (DCD, arXiv 2407.11802).",
@@ -51,6 +52,8 @@ def main() -> NoReturn:
     # Ray would start anew for whichever thread still asks it for something after its end.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     sys.path.insert(0, os.getcwd())  # where a `module:function` of the user's own lies
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda dropped: _deliver_again(dropped) or shown(dropped)
     try:
         app()
     except Interrupted as error:
@@ -76,6 +79,8 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(1)
+    finally:
+        sys.unraisablehook = shown
     sys.exit(0)
 
 
@@ -228,6 +233,28 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     for known in (signal.SIGINT, signal.SIGTERM):
         signal.signal(known, signal.SIG_IGN)
     raise Interrupted(number)
+
+
+def _deliver_again(dropped: UnraisableHookArgs) -> bool:
+    """Send a signal once more whose exception Python has dropped, as in a callback around a fork.
+
+    Returns:
+        Whether it was one.
+    """
+    error = dropped.exc_value
+    if isinstance(error, Interrupted):
+        number = error.exit_code - 128
+    elif isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        number = signal.SIGTERM  # from Ray's own handler, while it starts
+    else:
+        return False
+    for known in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(known, _interrupt)
+    # Not from in here, where it would be dropped again.
+    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+    return True
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,3 +306,41 @@ def test_printed_commands_find_a_run_that_lies_elsewhere(
     again = subprocess.run(sync, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert again.returncode == 1
     assert "tiny: 0 points, not sent yet" in again.stdout
+
+
+@pytest.mark.parametrize("handler", ["ours", "ray's"])
+def test_a_signal_that_python_drops_is_delivered_again(handler: str) -> None:
+    """What a handler raises within a callback around a fork is only printed by Python."""
+    program = """
+        import os, signal, sys, time
+        from orchestrator import cli
+
+        struck = []
+
+        def strike():
+            if not struck:
+                struck.append(True)
+                if "ray" in HANDLER:  # it replaces ours while Ray starts
+                    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        @cli.app.command()
+        def forks():
+            os.register_at_fork(before=strike)
+            if os.fork() == 0:
+                os._exit(0)
+            time.sleep(20)
+            print("the signal was lost")
+
+        sys.argv = ["dcd", "forks"]
+        cli.main()
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", f"HANDLER = {handler!r}\n{textwrap.dedent(program)}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (143, ""), ended.stderr
+    assert "Exception ignored" not in ended.stderr
