@@ -79,12 +79,8 @@ def shown_values(experiment: Experiment) -> dict[str, Any]:
 
 def final_metrics(result: Mapping[str, float]) -> dict[str, float]:
     """What the end adds to the curves; there, `val/top1` is each epoch's and not the best."""
-    known = ("val/top1", "val/top1_last")
-    final = {
-        key: value
-        for key, value in result.items()
-        if key not in known and not key.startswith("teacher/val")
-    }
+    known = ("val/", "teacher/val")
+    final = {key: value for key, value in result.items() if not key.startswith(known)}
     return final | {"val/top1_best": result["val/top1"]}
 
 

@@ -120,7 +120,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         raise RunFailed(f"the best checkpoint, of epoch {last.best.epoch}, cannot be read")
     result = {
         "best_epoch": float(last.best.epoch),
-        "val/top1": last.best.top1,
+        **{k: v for k, v in last.history[last.best.epoch - 1].items() if k.startswith("val/")},
         "val/top1_last": last.history[-1]["val/top1"],
         **teacher_metrics,
         **_test(distiller, best, teacher, work=work, dataset=dataset, pixels=pixels, ranks=ranks),

@@ -79,8 +79,9 @@ def write_report(folder: Folder, comparison: Comparison) -> list[str]:
 
 def mean_scores(comparison: Comparison) -> dict[str, float]:
     """Each arm's mean, as metrics of the group."""
+    prefix = f"mean/{comparison.metric}"
     return {
-        f"mean/{_metric_name(arm.name)}": sum(arm.finished.values()) / len(arm.finished)
+        f"{prefix}/{_metric_name(arm.name)}": sum(arm.finished.values()) / len(arm.finished)
         for arm in comparison.arms
         if arm.finished
     }

@@ -27,7 +27,9 @@ from orchestrator.search.source import INPUTS
 from orchestrator.search.trials import run_space
 from orchestrator.storage import Folder, check_writable
 from orchestrator.tracking import register_later
+from orchestrator.trials.book import HALT_AFTER
 from orchestrator.trials.group import Group, Record, read_trials
+from orchestrator.trials.population import complete
 from orchestrator.trials.prepare import one_process, prepare
 from orchestrator.trials.session import finish_group, group_session
 from search_spaces import Space
@@ -72,7 +74,7 @@ def search(request: Request, group: Group, *, display: Display | None = None) ->
     for note in [*inputs.notes, *notes]:
         display.say(f"note: {note}")
     with group_session(group, places, experiment.scaling) as tracking:
-        records = _again_if_all_failed(read_trials(group.folder / "trials"))
+        records = _again_if_all_failed(_read(group.folder / "trials", space))
         left = total - sum(record.ended for record in records)
         prepared = prepare(
             {INPUTS: inputs},
@@ -121,6 +123,11 @@ def _end(run: Running, records: Sequence[Record], best: Record, finals: list[Rec
     )
     artifacts = write_report(run.group.folder, record, records)
     chosen = median_final(finals)
+    if finals and chosen is None:
+        raise RunFailed(
+            f"trial {best.name} is best, but none of its {len(finals)} final runs was trained to "
+            f"the end; one failed so: {finals[-1].error}. To resume tries them again"
+        )
     tags = {"dcd.winner": best.name, "dcd.winner.settings": str(best.settings)}
     if chosen is not None:
         tags["dcd.winner.student"] = chosen.name
@@ -139,6 +146,13 @@ def _end(run: Running, records: Sequence[Record], best: Record, finals: list[Rec
     return Outcome(run.group, record, student, report)
 
 
+def _read(trials: Folder, space: Space) -> list[Record]:
+    if space.pbt is not None:
+        for name in trials.names():
+            complete(trials / name)
+    return read_trials(trials)
+
+
 def _measure_sizes(run: Running, records: Sequence[Record]) -> None:
     """Latency and parameters of the finished trials' students, in MLflow too."""
     done = [record for record in records if record.state == "finished"]
@@ -151,7 +165,7 @@ def _measure_sizes(run: Running, records: Sequence[Record]) -> None:
         }
         journal = Journal(folder)
         journal.append_history([(record.epochs, sizes)])
-        run.tracking.changed(folder, journal)
+        run.tracking.changed(folder)
 
 
 def _no_winner(records: Sequence[Record]) -> str:
@@ -162,10 +176,12 @@ def _no_winner(records: Sequence[Record]) -> str:
 
 
 def _again_if_all_failed(records: list[Record]) -> list[Record]:
-    """Trials that failed are not tried again, unless there were no others."""
-    if records and all(record.state in ("failed", "interrupted") for record in records):
-        return [record._replace(state="interrupted", error=None) for record in records]
-    return records
+    """Trials that failed are not tried again, unless that is how the search ended."""
+    failed = sum(record.state == "failed" for record in records)
+    good = any(record.state in ("finished", "stopped") for record in records)
+    if good or failed < min(len(records), HALT_AFTER):
+        return records
+    return [record._replace(state="interrupted", error=None) for record in records]
 
 
 def _final_figures(best: Record, finals: list[Record], space: Space) -> dict[str, float]:

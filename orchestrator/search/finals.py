@@ -33,7 +33,12 @@ def run_finals(run: Running, winner: Record) -> list[Record]:
         num_seeds=run.request.final_seeds,
     )
     records = {record.name: record for record in read_trials(run.finals)}
-    left = [t for t in planned if t.name not in records or not records[t.name].ended]
+    done = {
+        trial.name: ("finished", score(records[trial.name], run.space))
+        for trial in planned
+        if trial.name in records and records[trial.name].state == "finished"
+    }
+    left = [trial for trial in planned if trial.name not in done]
     if left:
         run.display.say(
             f"{run.group.name}: trial {winner.name} is best: {len(planned)} full runs of it"
@@ -46,9 +51,7 @@ def run_finals(run: Running, winner: Record) -> list[Record]:
             epochs=epochs,
             settings_of=lambda name: seeds.get(name, {}),
             higher_is_better=run.space.goals[0].mode == "max",
-            ended={
-                r.name: (r.state, score(r, run.space)) for r in records.values() if r.name in seeds
-            },
+            ended=done,
         ) as board:
             run_trials(
                 seeing_the_test_split(run.prepared.setup)._replace(folder=run.finals),
@@ -64,6 +67,7 @@ def run_finals(run: Running, winner: Record) -> list[Record]:
                 ),
                 tracking=run.tracking,
                 watcher=board,
+                ended_before=len(done),
                 students=True,
             )
     return [r for r in read_trials(run.finals) if r.details["trial"] == winner.name]

@@ -17,6 +17,8 @@ LATENCY = "student/latency_ms"
 
 def score(record: Record, space: Space) -> float | None:
     """The main goal's value of the student that a trial has kept so far."""
+    if record.state == "finished":  # under PBT the student may be older than the trial's own epochs
+        return record.result[space.goals[0].metric]
     scores = best_so_far(record.history, space.goals[0].metric)
     return scores[max(scores)] if scores else None
 
@@ -30,8 +32,7 @@ def goal_values(record: Record, space: Space) -> list[float] | None:
         if goal.metric == PARAMETERS:
             values.append(float(record.details[PARAMETERS]))
         else:
-            scores = best_so_far(record.history, goal.metric)
-            values.append(scores[max(scores)])
+            values.append(record.result[goal.metric])
     return values
 
 

@@ -22,6 +22,10 @@ INPUTS = "all"
 """Key of the inputs, which all trials of a search share."""
 
 
+REFUSALS = 100
+"""So many points in a row that cannot be mean that no other is looked for."""
+
+
 class SpaceSource:
     """Trials of a search: first those that were cut off, then new points up to a number."""
 
@@ -62,6 +66,7 @@ class SpaceSource:
         if self._going_on:
             record = self._going_on.pop(0)
             return Trial(record.name, record.experiment, record.settings, record.details, INPUTS)
+        refused = 0
         while len(self._used) < self._total:
             name = f"{len(self._used) + 1:04d}"
             point = self._study.ask(name)
@@ -73,6 +78,10 @@ class SpaceSource:
             except UserError as error:
                 self._say(f"passed over a point that cannot be: {error}")
                 self._study.tell(name, None, failed=True)
+                refused += 1
+                if refused == REFUSALS:
+                    self._say(f"{refused} points in a row cannot be: no other is looked for")
+                    return None
                 continue
             self._used.add(name)
             self.settings[name] = point

@@ -52,6 +52,7 @@ class Board:
         self._counts = Counter(state for state, _ in ended.values())
         self._before = len(ended)
         self._running: dict[str, tuple[int, float | None]] = {}
+        self._done_before = 0.0  # of trials that go on, in trials
         self._best: tuple[float, str] | None = None
         for name, (state, score) in ended.items():
             if state != "failed":
@@ -77,10 +78,11 @@ class Board:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
-    def started(self, name: str) -> None:
-        """A trial runs."""
+    def started(self, name: str, epoch: int = 0, score: float | None = None) -> None:
+        """A trial runs, from the start or on from an epoch that it had reached before."""
         with self._lock:
-            self._running[name] = (0, None)
+            self._running[name] = (epoch, score)
+            self._done_before += epoch / self._epochs
 
     def reported(self, name: str, epoch: int, score: float) -> None:
         """An epoch is done."""
@@ -131,9 +133,11 @@ class Board:
     def _seconds_left(self, ended: int) -> float | None:
         """From the epochs done in this session; what was stopped early stands for what will be."""
         done = ended - self._before + sum(e / self._epochs for e, _ in self._running.values())
+        left = self._total - self._before - done
+        done -= self._done_before
         if done < 0.5:
             return None
-        return (time.monotonic() - self._started) / done * (self._total - self._before - done)
+        return (time.monotonic() - self._started) / done * left
 
     def _render(self) -> Lines:
         with self._lock:

@@ -19,6 +19,7 @@ from orchestrator.runs import write_state
 from orchestrator.storage import Folder
 from orchestrator.tracking import finish_request, reopen
 from orchestrator.trials.feed import Source
+from orchestrator.trials.group import best_so_far
 from orchestrator.trials.session import Tracking
 
 HALT_AFTER = 3
@@ -28,8 +29,8 @@ HALT_AFTER = 3
 class Watcher(Protocol):
     """Hears of trials as the driver writes them down."""
 
-    def started(self, name: str) -> None:
-        """A trial runs, again perhaps."""
+    def started(self, name: str, epoch: int, score: float | None) -> None:
+        """A trial runs; an earlier session may have left it with some epochs done and a score."""
         ...
 
     def reported(self, name: str, epoch: int, score: float) -> None:
@@ -49,6 +50,7 @@ class Book(Callback):
         trials: Folder,
         *,
         source: Source,
+        metric: str,
         tracking: Tracking,
         watcher: Watcher,
         ended_before: int,
@@ -56,6 +58,7 @@ class Book(Callback):
     ) -> None:
         """Args:
         trials: holds the trials' folders.
+        metric: validation metric that they are judged by.
         source: where the trials come from.
         tracking: MLflow's side of the group.
         watcher: shows what happens.
@@ -65,6 +68,7 @@ class Book(Callback):
         super().__init__()
         self._trials = trials
         self._source = source
+        self._metric = metric
         self._tracking = tracking
         self._students = students
         self._watcher = watcher
@@ -87,6 +91,11 @@ class Book(Callback):
         return self._good == 0 and len(self._errors) >= HALT_AFTER
 
     @property
+    def closed(self) -> bool:
+        """Whether nothing is written any more."""
+        return self._closed
+
+    @property
     def errors(self) -> dict[str, str]:
         """Messages of the trials that failed in this session."""
         return dict(self._errors)
@@ -95,12 +104,12 @@ class Book(Callback):
         """Mark the trials that were running, and write nothing any more."""
         with self._lock:
             self._closed = True
-            for name, journal in self._journals.items():
+            for name in self._journals:
                 folder = self._trials / name
                 write_state(folder, "interrupted")
                 if self._tracking.on:
                     finish_request(folder, status="KILLED", metrics={}, tags={}, student=False)
-                    self._tracking.changed(folder, journal)
+                    self._tracking.changed(folder)
 
     def on_trial_start(self, *, trial: TuneTrial, **info: Any) -> None:
         """A trial is placed, for the first time or again."""
@@ -130,7 +139,7 @@ class Book(Callback):
             self._scores[name], self._epochs[name] = score, epoch
             start = [(0, result["start"])] if result["start"] else []
             journal.append_history([*start, (epoch, result["metrics"])])
-            self._tracking.changed(self._trials / name, journal)
+            self._tracking.changed(self._trials / name)
             self._watcher.reported(name, epoch, score)
             self._source.heard(name, epoch, score)
 
@@ -143,9 +152,8 @@ class Book(Callback):
             folder = self._trials / name
             result = folder.read_json("result.json")
             state = "finished" if result is not None else "stopped"
-            # Nothing will go on from them.
-            folder.delete("checkpoints")
-            folder.delete("ray")
+            if result is not None:
+                self._scores[name] = result[self._metric]
             self._good += 1
             self._end(
                 name,
@@ -153,6 +161,9 @@ class Book(Callback):
                 metrics=final_metrics(result) if result else {},
                 tags={"dcd.state": state},
             )
+            # Nothing will go on from them; until that is written down, something might.
+            folder.delete("checkpoints")
+            folder.delete("ray")
 
     def on_trial_error(self, *, trial: TuneTrial, **info: Any) -> None:
         """A trial has failed for good."""
@@ -168,18 +179,30 @@ class Book(Callback):
     def _begin(self, name: str) -> None:
         if name in self._journals:
             return
-        self._journals[name] = Journal(self._trials / name)
+        journal = self._journals[name] = Journal(self._trials / name)
+        self._recall(name, journal)
         write_state(self._trials / name, "running")
         if self._tracking.on:
             reopen(self._trials / name)
-            self._tracking.changed(self._trials / name, self._journals[name])
-        self._watcher.started(name)
+            self._tracking.changed(self._trials / name)
+        self._watcher.started(name, self._epochs[name], self._scores.get(name))
+
+    def _recall(self, name: str, journal: Journal) -> None:
+        """What an earlier session has seen of a trial, which this one may have nothing left of."""
+        history: dict[int, dict[str, float]] = {}
+        for point in journal.points():
+            history.setdefault(point.step, {})[point.name] = point.value
+        scores = best_so_far(history, self._metric)
+        if scores:
+            self._epochs[name] = max(scores)
+            self._scores[name] = scores[max(scores)]
+        self._restarts[name] = sum(RESTARTS in metrics for metrics in history.values())
 
     def _end(
         self, name: str, state: Any, *, metrics: dict[str, float], tags: dict[str, str]
     ) -> None:
-        folder, journal = self._trials / name, self._journals.pop(name)
-        message = tags.get("error")
+        folder, message = self._trials / name, tags.get("error")
+        del self._journals[name]
         if self._tracking.on:
             finish_request(
                 folder,
@@ -190,7 +213,7 @@ class Book(Callback):
                 step=self._epochs[name],
             )
         write_state(folder, state, **({"message": message} if message else {}))
-        self._tracking.changed(folder, journal)
+        self._tracking.changed(folder)
         self._watcher.ended(name, state, self._scores.pop(name, None), message)
         self._source.ended(name, state)
 

@@ -98,6 +98,7 @@ def run_trials(
     book = Book(
         setup.folder,
         source=source,
+        metric=setup.metric,
         tracking=tracking,
         watcher=watcher,
         ended_before=ended_before,
@@ -110,7 +111,7 @@ def run_trials(
             create(trial)
         return trial
 
-    feed = Feed(take, room=lambda: room(setup), halted=lambda: book.halted)
+    feed = Feed(take, room=lambda: room(setup), halted=lambda: book.halted or book.closed)
     if population is not None:
         for trial in population.members:
             create(trial)

@@ -19,6 +19,9 @@ _ORIGIN = "origin.json"
 _SPEC = "spec.json"
 MUTATIONS = "mutations.json"
 """In a trial's folder: what it took over, in order."""
+_TAKEN, _INTENT = "taken", "intent.json"
+"""A folder in a trial's: a checkpoint to take over, and what is to be written along with it. The
+latter is there once all of it is, so that a take-over that is cut off anywhere is done again."""
 
 
 def pack(folder: Folder, epoch: int, into: Path) -> None:
@@ -41,6 +44,7 @@ def pack(folder: Folder, epoch: int, into: Path) -> None:
 
 def adopt(folder: Folder, config: dict[str, Any]) -> None:
     """Take over what Tune has given this trial, when that is another trial's checkpoint."""
+    complete(folder)
     checkpoint = ray.tune.get_checkpoint()
     if checkpoint is None:
         return
@@ -77,15 +81,29 @@ def _take_over(folder: Folder, given: Path, origin: dict[str, Any], config: dict
             "after": weights,
         }
     )
-    # A trial that fails in here is given the same again.
-    checkpoints = folder / "checkpoints"
-    stale = [name for name in checkpoints.names() if not (given / name).exists()]
-    for path in sorted(given.glob("epoch_*"), reverse=True):  # each .pt before its .json
-        checkpoints.write(path.name, path.read_bytes())
-    for name in sorted(stale):
-        checkpoints.delete(name)
-    folder.write_json(MUTATIONS, mutations)
-    folder.write_json(_SPEC, spec)
+    taken = folder / _TAKEN
+    files = sorted(path.name for path in given.glob("epoch_*"))
+    for name in files:
+        taken.write(name, (given / name).read_bytes())
+    taken.write_json(_INTENT, {"files": files, "mutations": mutations, "spec": spec})
+    complete(folder)
+
+
+def complete(folder: Folder) -> None:
+    """Finish a take-over that was cut off, or forget it when it had not got all it needs."""
+    taken, checkpoints = folder / _TAKEN, folder / "checkpoints"
+    intent = taken.read_json(_INTENT)
+    if intent is not None:
+        for name in sorted(set(checkpoints.names()) - set(intent["files"])):
+            checkpoints.delete(name)
+        for name in reversed(intent["files"]):  # each .pt before its .json
+            content = taken.read(name)
+            assert content is not None, "the intent was written after the files"
+            checkpoints.write(name, content)
+        folder.write_json(MUTATIONS, intent["mutations"])
+        folder.write_json(_SPEC, intent["spec"])
+        taken.delete(_INTENT)
+    folder.delete(_TAKEN)
 
 
 def weights_in_force(objective: dict[str, Any], epoch: int) -> dict[str, Any]:

@@ -182,7 +182,6 @@ def build_population(
         synch=True,
     )
     scheduler.members, scheduler.epochs = members, epochs
-    scheduler.exchanged = exchanged
     scheduler._next_perturbation_sync = exchanged + interval
     return scheduler
 
@@ -202,21 +201,39 @@ def last_exchange(epochs: Sequence[int], taken_over: Sequence[int], interval: in
 class _Population(PopulationBasedTraining):
     members: Mapping[str, Mapping[str, Any]]
     epochs: int
-    exchanged: int
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Nothing is taken over after the last epoch, when it would not be trained any more."""
+        """Members are compared at multiples of the interval only, and not after the last epoch."""
         action: str = TrialScheduler.CONTINUE
-        if result["epoch"] < self.epochs:
+        if self._next_perturbation_sync <= result["epoch"] < self.epochs:
             action = super().on_trial_result(tune_controller, trial, result)
         return action
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Members that wait for one that has failed for good are compared without it."""
+        left = [member for member in tune_controller.get_trials() if not member.is_finished()]
+        if left and all(self._waits(member) for member in left):
+            # Told again what one of them has reported, Tune shall find that nobody is behind.
+            for member in tune_controller.get_trials():
+                self._trial_state[member].last_train_time = self._next_perturbation_sync
+            last = self._trial_state[left[0]].last_result
+            super().on_trial_result(tune_controller, left[0], last)
+        chosen: Trial | None = super().choose_trial_to_run(tune_controller)
+        return chosen
+
+    def _waits(self, member: Trial) -> bool:
+        reached: int = self._trial_state[member].last_train_time
+        return bool(member.status == Trial.PAUSED and reached >= self._next_perturbation_sync)
+
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Each member starts with its own settings, where Tune would draw some."""
-        trial.config.update(self.members[str(trial)])
+        if trial not in self._trial_state:  # else it is tried again
+            trial.config.update(self.members[str(trial)])
         super().on_trial_add(tune_controller, trial)
-        # Else a session that goes on would compare at epochs that leave no checkpoint to take over.
-        self._trial_state[trial].last_perturbation_time = self.exchanged
+        # Else one that is tried again, or goes on from an earlier session, would be compared at
+        # epochs that leave no checkpoint to take over.
+        last = self._next_perturbation_sync - self._perturbation_interval
+        self._trial_state[trial].last_perturbation_time = last
 
 
 def _domain(parameter: Parameter) -> Any:

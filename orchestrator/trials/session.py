@@ -8,14 +8,15 @@ from typing import Any
 
 from orchestrator.distillation import session
 from orchestrator.errors import Interrupted
-from orchestrator.group_tracking import GroupReport, GroupTracker
-from orchestrator.journal import Journal
+from orchestrator.group_tracking import GroupReport
+from orchestrator.journal import Journal, Point
 from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places
 from orchestrator.progress import Display
 from orchestrator.runs import forget_run, locked, write_state
 from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
+from orchestrator.tracker_process import TrackerProcess
 from orchestrator.tracking import finish_request
 from orchestrator.trials.group import Group, write_group
 
@@ -32,23 +33,23 @@ class Tracking:
         self._group = group
         self._journal = Journal(group)
         self.on = places.tracking_uri is not None
-        self._tracker: GroupTracker | None = None
+        self._tracker: TrackerProcess | None = None
 
     def start(self) -> None:
         """Begin to send; the group's own request has been written."""
         if self.on:
-            self._tracker = GroupTracker(self._group)
+            self._tracker = TrackerProcess(self._group)
             self._tracker.start()
 
-    def changed(self, run: Folder, journal: Journal | None = None) -> None:
+    def changed(self, run: Folder) -> None:
         """A run of the group has something new."""
         if self._tracker is not None:
-            self._tracker.changed(run, journal)
+            self._tracker.changed(run)
 
     def note(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Metrics of the group itself."""
         self._journal.append_history([(step, metrics)])
-        self.changed(self._group, self._journal)
+        self.changed(self._group)
 
     def finish(
         self,
@@ -58,14 +59,23 @@ class Tracking:
         tags: Mapping[str, Any],
         artifacts: Sequence[str] = (),
     ) -> None:
-        """Write down how the group ended."""
+        """Write down how the group ended; again, when it was extended, with what has changed."""
         if self.on:
+            told = {point.name: point for point in sorted(self._journal.points(), key=_step)}
+            changed = {
+                name: value
+                for name, value in metrics.items()
+                if name not in told or told[name].value != value
+            }
+            again = any(name in told for name in changed)
             finish_request(
                 self._group,
                 status=status,
-                metrics=metrics,
+                metrics=changed,
                 tags=tags,
                 student=False,
+                # A point that is known keeps its value.
+                step=max(map(_step, told.values()), default=0) + again,
                 artifacts=artifacts,
             )
             self.changed(self._group)
@@ -76,6 +86,10 @@ class Tracking:
             return None
         tracker, self._tracker = self._tracker, None
         return tracker.close(patience_s)
+
+
+def _step(point: Point) -> int:
+    return point.step
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def test_a_comparison_has_intervals_and_grows_by_seeds(workplace: Path, teacher:
             for seed in range(3)
         ]
         mean = sum(result["test/top1"] for result in results) / 3
-        assert parent.data.metrics[f"mean/{arm}"] == pytest.approx(mean)
+        assert parent.data.metrics[f"mean/test/top1/{arm}"] == pytest.approx(mean)
     artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert {"comparison.png", "report.md", "scores.json", "arms.yaml"} <= artifacts
 

@@ -383,8 +383,16 @@ def test_when_all_trials_fail_the_search_stops_early_and_a_resume_tries_again(
     assert "Traceback" not in output
     folder = workplace / "dcd_runs" / "run-own"
     assert 3 <= len(trials(folder)) < 8
-    digits.run(workplace, "search", "--resume", "run-own", "--trials", "4", MENDED="1")
+    again = ("search", "--resume", "run-own")
+    digits.run(workplace, *again, "--trials", "4", "--final-seeds", "0", MENDED="1")
     assert {state(path) for path in trials(folder).values()} == {"finished"}
+    # The same for the final runs.
+    process = digits.start(workplace, *again, "--final-seeds", "1")
+    assert process.wait(240) == 1
+    (final,) = (folder / "finals").iterdir()
+    assert state(final) == "failed"
+    digits.run(workplace, *again, MENDED="1")
+    assert state(final) == "finished"
 
 
 def test_a_population_exploits_also_when_it_was_killed(workplace: Path, teacher: Path) -> None:
@@ -442,6 +450,13 @@ def test_a_population_exploits_also_when_it_was_killed(workplace: Path, teacher:
                 assert curve[epoch][f"pbt/{key}"] == pytest.approx(value)
             if value != last["donors"][key]:
                 assert in_force[last["epoch"] + 1][key] == value
+    results = {
+        name: json.loads((path / "result.json").read_text())
+        for name, path in trials(folder).items()
+    }
+    (parent,) = role(runs, "search").values()
+    best = max(result["val/top1"] for result in results.values())
+    assert parent.data.metrics["search/winner"] == best
     table = pq.read_table(folder / "timeline.parquet")
     assert table.column_names == ["trial", "epoch", "setting", "value", "taken_over_from"]
     assert table.num_rows == 4 * 15 * 2
