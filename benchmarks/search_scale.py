@@ -51,6 +51,8 @@ from orchestrator.trials.tracking import request_trial
 from orchestrator.trials.trial import Bundle, SharedInputs
 from search_spaces import load_space
 
+DEFAULT_TRIALS = 50
+"""Of Tune as it comes, as each takes a second."""
 REPORTS = 3
 METRICS = ["train/loss", "train/ce", "train/kd", "train/contrast", "val/top1", "val/loss"]
 METRICS += ["dcd/temperature", "time/images_per_second"]
@@ -169,8 +171,12 @@ def search(base: Experiment, num_trials: int, trainable: Any = no_op) -> dict[st
     return {"ran_s": ran, "sent_s": sent, "rss_mib": _rss_mib()}
 
 
-def tune_alone(num_trials: int) -> float:
-    """Seconds that Ray Tune takes for as many no-ops by itself, without loggers."""
+def tune_alone(num_trials: int, *, reuse_actors: bool = True) -> float:
+    """Seconds that Ray Tune takes for as many no-ops by itself, without loggers.
+
+    By default Tune starts a process per trial; with `reuse_actors` a process goes on with the next
+    trial, as in the search.
+    """
     for key, value in DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +187,7 @@ def tune_alone(num_trials: int) -> float:
                 "lr": tune.loguniform(1e-3, 1.0),
                 "weight_decay": tune.loguniform(1e-5, 1e-2),
             },
-            tune_config=tune.TuneConfig(num_samples=num_trials, reuse_actors=True),
+            tune_config=tune.TuneConfig(num_samples=num_trials, reuse_actors=reuse_actors),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         ).fit()
         return time.perf_counter() - started
@@ -206,24 +212,34 @@ def overhead(num_trials: int, pairs: int) -> None:
                 f"{seconds[1]:.1f} s, ratio {ratios[-1]:.2f}",
                 flush=True,
             )
+        by_default = tune_alone(DEFAULT_TRIALS, reuse_actors=False)
     print(
         f"{num_trials} trials, {pairs} pairs: ratio median {statistics.median(ratios):.2f}, "
         f"min {min(ratios):.2f}, max {max(ratios):.2f}"
+    )
+    print(
+        f"Tune with a process per trial, its default, {DEFAULT_TRIALS} trials: {by_default:.1f} s"
     )
 
 
 def memory() -> None:
     """Resident memory of the driver after so many trials, each number in a fresh process."""
-    for num_trials in (100, 1000):
-        command = [sys.executable, __file__, "one", "--trials", str(num_trials)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        print(f"{num_trials} trials: {done.stdout.strip().splitlines()[-1]}", flush=True)
+    for alone in (False, True):
+        for num_trials in (100, 1000):
+            command = [sys.executable, __file__, "one", "--trials", str(num_trials)]
+            command += ["--alone"] if alone else []
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            what = "Tune alone" if alone else "search"
+            print(f"{what}, {num_trials} trials: {done.stdout.splitlines()[-1]}", flush=True)
 
 
-def one(num_trials: int) -> None:
-    """One search; prints what it took as JSON."""
+def one(num_trials: int, *, alone: bool) -> None:
+    """One search, or Tune alone; prints what it took as JSON."""
     with tempfile.TemporaryDirectory() as name, session(experiment(Path(name)).scaling):
-        print(json.dumps(search(experiment(Path(name)), num_trials)))
+        if alone:
+            print(json.dumps({"ran_s": tune_alone(num_trials), "rss_mib": _rss_mib()}))
+        else:
+            print(json.dumps(search(experiment(Path(name)), num_trials)))
 
 
 def nodes(num_nodes: int, cpus: int) -> None:
@@ -273,6 +289,8 @@ def main() -> None:
         command.add_argument("--trials", type=int, default=default)
         if name == "overhead":
             command.add_argument("--pairs", type=int, default=3)
+        else:
+            command.add_argument("--alone", action="store_true")
     commands.add_parser("memory")
     command = commands.add_parser("nodes")
     command.add_argument("--nodes", type=int, default=64)
@@ -284,7 +302,7 @@ def main() -> None:
         case "memory":
             memory()
         case "one":
-            one(args.trials)
+            one(args.trials, alone=args.alone)
         case "nodes":
             nodes(args.nodes, args.cpus)
 

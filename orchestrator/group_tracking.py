@@ -97,7 +97,7 @@ class GroupTracker:
         attempts_left = _CLOSING_ATTEMPTS
         looked_back = False
         while attempts_left > 0:
-            closing, began = self._closing.is_set(), time.monotonic()
+            closing = self._closing.is_set()
             trouble = self._outbox.send(at_once=closing, stop=self._given_up.is_set)
             if trouble is None:
                 pause_s = self._interval_s
@@ -110,8 +110,7 @@ class GroupTracker:
                     logger.warning("%s; the runs go on, and it is sent later", trouble)
                 pause_s = min(2 * pause_s, _MAX_BACKOFF_S)
             if not closing:
-                # At least half of the time is the driver's; what changes meanwhile is sent at once.
-                self._closing.wait(max(pause_s, time.monotonic() - began))
+                self._closing.wait(pause_s)
             elif self._outbox.is_empty:
                 return
             else:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 
 import torch
-import yaml
 
 from orchestrator.build import build_distiller
 from orchestrator.data import describe_counts
 from orchestrator.distillation import check_resources
+from orchestrator.experiment_file import yaml_text
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.mlflow_client import without_password
 from orchestrator.places import find_places
@@ -35,7 +35,7 @@ def describe_plan(experiment: Experiment) -> str:
     inputs = read_inputs(experiment)
     lines = [
         "# spec, with all defaults",
-        yaml.safe_dump(shown_values(experiment), sort_keys=False).rstrip(),
+        yaml_text(shown_values(experiment)).rstrip(),
         "",
         "# plan",
         f"run        {experiment.name} in {run.folder.location}"

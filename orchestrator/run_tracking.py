@@ -6,11 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from orchestrator.data import describe_counts
 from orchestrator.environment import describe_environment, git_commit
-from orchestrator.experiment_file import flatten
+from orchestrator.experiment_file import flatten, yaml_text
 from orchestrator.inputs import Inputs, Teacher
 from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places
@@ -51,7 +49,7 @@ def start_tracking(
         },
         params={key: str(value) for key, value in flatten(values).items()},
         texts={
-            "spec.yaml": yaml.safe_dump(values, sort_keys=False),
+            "spec.yaml": yaml_text(values),
             "environment.txt": describe_environment(),
         },
         dataset={

@@ -6,14 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import yaml
 from ray.tune.schedulers import FIFOScheduler
 
 from orchestrator.comparison.report import mean_scores, read_comparison, write_report
 from orchestrator.comparison.request import Request, check_request
 from orchestrator.distillation import check_resources
 from orchestrator.errors import RunFailed, UserError
-from orchestrator.experiment_file import changed
+from orchestrator.experiment_file import changed, yaml_text
 from orchestrator.group_tracking import GroupReport
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.places import Places, find_places
@@ -95,7 +94,7 @@ def compare(request: Request, group: Group, *, display: Display | None = None) -
                 "epochs": experiment.train.epochs,
             },
             note=_note(request),
-            texts={"arms.yaml": yaml.safe_dump({k: dict(v) for k, v in request.arms.items()})},
+            texts={"arms.yaml": yaml_text({k: dict(v) for k, v in request.arms.items()})},
         )
         tracking.start()
         if left:

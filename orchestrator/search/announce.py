@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import yaml
-
+from orchestrator.experiment_file import yaml_text
 from orchestrator.search.request import Request
 from orchestrator.search.running import Running
 from orchestrator.search.source import INPUTS
@@ -51,7 +50,7 @@ def _request_tracking(run: Running) -> None:
             "seed": request.seed,
         },
         note=_note(request, goals),
-        texts={"space.yaml": yaml.safe_dump(values, sort_keys=False)},
+        texts={"space.yaml": yaml_text(values)},
     )
 
 

@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-import yaml
-
 from orchestrator.data import describe_counts
 from orchestrator.environment import describe_environment, git_commit
+from orchestrator.experiment_file import yaml_text
 from orchestrator.inputs import Inputs, Teacher
 from orchestrator.places import Places
 from orchestrator.run_tracking import lineage, shown_values
@@ -61,7 +60,7 @@ def request_group(
         },
         params=params,
         texts={
-            "spec.yaml": _spec_text(experiment),
+            "spec.yaml": yaml_text(shown_values(experiment)),
             "environment.txt": describe_environment(),
             **texts,
         },
@@ -106,7 +105,7 @@ def request_trial(
         run_name=experiment.name,
         tags={"dcd.role": role, "dcd.run_folder": folder.location, **tags},
         params={key: str(value) for key, value in settings.items()},
-        texts={"spec.yaml": _spec_text(experiment)},
+        texts={"spec.yaml": yaml_text(shown_values(experiment))},
         dataset=None,
         artifact_root=places.artifact_root,
         parent=group,
@@ -148,7 +147,3 @@ def creator(
         )
 
     return create
-
-
-def _spec_text(experiment: Experiment) -> str:
-    return yaml.safe_dump(shown_values(experiment), sort_keys=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import digits
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -25,6 +28,7 @@ from orchestrator.group_tracking import GroupTracker, sync_group
 from orchestrator.journal import Journal
 from orchestrator.storage import Folder
 from orchestrator.student_model import save_package
+from orchestrator.tracker_process import TrackerProcess
 from orchestrator.tracking import (
     default_tracking_uri,
     finish_request,
@@ -606,3 +610,99 @@ def test_sync_as_typed(server: MlflowServer, database: str, tmp_path: Path) -> N
         0,
         f"nothing to send: all runs in {storage.location} are in MLflow\n",
     )
+
+
+def test_a_process_of_its_own_sends_what_is_marked_and_is_gone_afterwards(
+    server: MlflowServer, storage: Folder
+) -> None:
+    group = start_group(storage, server.uri)
+    tracker = TrackerProcess(group, interval_s=0.1)
+    before = {child.pid for child in psutil.Process().children()}
+    tracker.start()
+    (process,) = (c for c in psutil.Process().children() if c.pid not in before)
+    trial = start_trial(group, "0001")
+    tracker.changed(trial)
+    wait_for(lambda: parents(tracked(group)) == {"0001": "search"})
+    for step in range(1, 21):
+        Journal(trial).append({"val/top1": float(step)}, step=step)
+        tracker.changed(trial)
+    wait_for(lambda: len(history(server.uri, tracked(group)["0001"], "val/top1")) == 20)
+    finish(trial, metrics={"test/top1": 9.0})
+    tracker.changed(trial)
+
+    assert tracker.close(60) == (21, {})
+    assert tracked(group)["0001"].info.status == "FINISHED"
+    assert not process.is_running()
+
+
+def test_a_tracker_process_that_dies_is_told_and_its_runs_are_sent_later(
+    server: MlflowServer, storage: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = start_group(storage, server.uri)
+    tracker = TrackerProcess(group, interval_s=0.1)
+    before = {child.pid for child in psutil.Process().children()}
+    tracker.start()
+    (process,) = (c for c in psutil.Process().children() if c.pid not in before)
+    wait_for(lambda: tracked(group))
+    process.kill()
+    wait_for(lambda: "the runs go on, and `dcd sync` sends it" in caplog.text)
+    trial = whole_trial(group, "0001")
+    tracker.changed(trial)
+    started = time.monotonic()
+    report = tracker.close(60)
+
+    assert time.monotonic() - started < 10
+    assert report == (0, {group.location: "the process that sends to MLflow ended with -9"})
+    assert sync_group(group).pending == {}
+    assert parents(tracked(group)) == {"0001": "search"}
+
+
+def test_what_a_tracker_process_has_no_time_for_is_pending(
+    server: MlflowServer, storage: Folder
+) -> None:
+    group = start_group(storage, server.uri)
+    tracker = TrackerProcess(group)
+    tracker.start()
+    report = tracker.close(0.1)  # it is still importing MLflow
+    assert report.pending == {group.location: "the tracking server was too slow"}
+    assert sync_group(group).pending == {}
+
+
+def test_the_warnings_of_a_tracker_process_are_the_drivers(
+    tmp_path: Path, storage: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = MlflowServer(tmp_path / "server")  # not started
+    group = start_group(storage, server.uri)
+    tracker = TrackerProcess(group, interval_s=0.1)
+    tracker.start()
+    wait_for(lambda: "there is no MLflow server at" in caplog.text)
+    report = tracker.close(10)
+    assert report.pending[group.location].startswith("there is no MLflow server at")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_tracker_process_ends_with_its_driver(
+    server: MlflowServer, storage: Folder, number: signal.Signals
+) -> None:
+    group = start_group(storage, server.uri)
+    code = textwrap.dedent(
+        """
+        import sys, time
+        from orchestrator.storage import Folder
+        from orchestrator.tracker_process import TrackerProcess
+        TrackerProcess(Folder(sys.argv[1])).start()
+        time.sleep(600)
+        """
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, group.location],
+        env=digits.environment(),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: tracked(group))
+    below = digits.descendants(driver.pid)
+    assert below
+    os.killpg(driver.pid, number) if number == signal.SIGINT else driver.kill()
+    driver.wait()
+    digits.wait_until_gone(below)
