@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 from ray.tune.schedulers import FIFOScheduler
 
 from orchestrator.experiment_file import build_experiment
+from orchestrator.journal import RESTARTS, Journal
 from orchestrator.places import Places
 from orchestrator.ray_session import DRIVER_ENVIRONMENT
 from orchestrator.resources import WorkerResources
@@ -221,8 +222,7 @@ def meets(config: dict[str, Any], *, bundle: Bundle) -> None:
     folder = bundle.folder.local_path
     assert folder is not None
     (folder / name / "devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    wanted = int((folder.parent / "wanted").read_text())
-    while len(list(folder.glob("*/devices"))) < wanted:
+    while len(list(folder.glob("*/devices"))) < int((folder.parent / "wanted").read_text()):
         time.sleep(0.02)
     report(1, 1.0)
     finish(bundle.folder / name, 1.0)
@@ -243,8 +243,10 @@ def test_four_trials_share_a_gpu(setup: Setup) -> None:
     assert devices(setup) == dict.fromkeys("abcd", "0")
 
 
-def test_a_node_that_joins_is_used_at_once(setup: Setup, machines: Cluster) -> None:
-    setup.work.write("wanted", "6")
+def test_a_node_that_joins_is_used_and_its_trials_survive_it(
+    setup: Setup, machines: Cluster
+) -> None:
+    setup.work.write("wanted", "7")  # than there will ever be
     ends: dict[str, str] = {}
     running = threading.Thread(
         target=lambda: ends.update(run(setup, meets, dict.fromkeys("abcdef", 1.0))[1])
@@ -254,6 +256,14 @@ def test_a_node_that_joins_is_used_at_once(setup: Setup, machines: Cluster) -> N
     time.sleep(1.0)
     assert len(devices(setup)) == 4  # no fifth one fits
     node = machines.add_node(num_cpus=2)
+    digits.wait_until(lambda: len(devices(setup)) == 6, what="six trials")
+    machines.remove_node(node)
+    setup.work.write("wanted", "6")
     running.join()
     assert ends == dict.fromkeys("abcdef", "finished")
-    machines.remove_node(node)
+    restarted = {
+        name
+        for name in "abcdef"
+        if RESTARTS in {point.name for point in Journal(setup.folder / name).points()}
+    }
+    assert len(restarted) == 2
