@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -128,7 +129,7 @@ def _end(run: Running, records: Sequence[Record], best: Record, finals: list[Rec
             f"trial {best.name} is best, but none of its {len(finals)} final runs was trained to "
             f"the end; one failed so: {finals[-1].error}. To resume tries them again"
         )
-    tags = {"dcd.winner": best.name, "dcd.winner.settings": str(best.settings)}
+    tags = {"dcd.winner": best.name, "dcd.winner.settings": json.dumps(best.settings)}
     if chosen is not None:
         tags["dcd.winner.student"] = chosen.name
         if run.request.register:
