@@ -54,6 +54,9 @@ def _never_active(path: str, space: Space, base: Mapping[str, Any]) -> str:
 
 
 def _without_effect(path: str, space: Space, base: Mapping[str, Any]) -> str:
+    kind = base.get("schedule.kind")
+    if path == "schedule.gamma" and kind != "step" and "schedule.kind" not in space.parameters:
+        return f"{path} is searched without effect: the trials' schedule is {kind}"
     weight = _ACTS_THROUGH.get(path)
     # Another method brings its own weights, and a schedule may switch a term on later.
     if weight is None or "objective.method" in space.parameters or base.get("objective.schedule"):

@@ -29,12 +29,13 @@ class Asha(Model):
 
     grace: _Epochs | None = None
     """Epochs before the first rung; by default what suits the trials' number of epochs."""
-    reduction: Annotated[Real, Field(gt=1)] = 3.0
+    reduction: Annotated[Real, Field(ge=1.5)] = 3.0
     """One in this many goes on, and each rung lies this many times as far as the one before."""
 
 
 class Median(Model):
-    """A trial stops when it is worse than the median of the others at the same epoch."""
+    """A trial stops when its best is worse than the median of the others' means over the epochs up
+    to the same one."""
 
     grace: _Epochs | None = None
     """Epochs before the first comparison; by default what suits the trials' number of epochs."""

@@ -58,6 +58,7 @@ def compare(request: Request, group: Group, *, display: Display | None = None) -
         }
         inputs = {name: _read(name, arm) for name, arm in arms.items()}
     _check_metric(request.metric, inputs)
+    _check_same_images(request.metric, inputs)
     for note in dict.fromkeys(note for one in inputs.values() for note in one.notes):
         display.say(f"note: {note}")
     with group_session(group, places, experiment.scaling) as tracking:
@@ -126,6 +127,27 @@ def _check_metric(metric: str, inputs: Mapping[str, Inputs]) -> None:
                     f"--metric {metric}: the images of arm {name!r} have no test split: use "
                     "--metric val/top1, or set data.test_fraction"
                 )
+
+
+def _check_same_images(metric: str, inputs: Mapping[str, Inputs]) -> None:
+    split = metric.split("/")[0]
+    (first, reference), *others = inputs.items()
+    for name, one in others:
+        if _scored_on(one, split) != _scored_on(reference, split):
+            raise UserError(
+                f"arm {name!r} is scored on other {split} images than arm {first!r}, so that their "
+                "difference would be the images' as well: let all arms have the same data source, "
+                "fractions and data.split_seed"
+            )
+
+
+def _scored_on(inputs: Inputs, split: str) -> tuple[str, str | None, bytes]:
+    """Which images an arm is scored on, however they are prepared."""
+    images = inputs.dataset.val if split == "val" else inputs.dataset.test
+    assert images is not None  # `_check_metric` has looked
+    data = inputs.experiment.data
+    path = data.path if split == "val" else data.test_path or data.path
+    return data.source, path, images.indices.tobytes()
 
 
 def _arm_experiment(experiment: Experiment, name: str, settings: Mapping[str, Any]) -> Experiment:

@@ -41,7 +41,10 @@ def read_comparison(
                 name=name,
                 settings=settings,
                 scores={r.experiment.seed: r.result[request.metric] for r in finished},
-                val_scores={r.experiment.seed: r.result["val/top1"] for r in finished},
+                val_scores={
+                    r.experiment.seed: r.result[request.metric.replace("test/", "val/")]
+                    for r in finished
+                },
                 failures={
                     r.experiment.seed: r.error or "failed" for r in own if r.state == "failed"
                 },
@@ -79,12 +82,16 @@ def write_report(folder: Folder, comparison: Comparison) -> list[str]:
 
 def mean_scores(comparison: Comparison) -> dict[str, float]:
     """Each arm's mean, as metrics of the group."""
-    prefix = f"mean/{comparison.metric}"
-    return {
-        f"{prefix}/{_metric_name(arm.name)}": sum(arm.finished.values()) / len(arm.finished)
-        for arm in comparison.arms
-        if arm.finished
-    }
+    means: dict[str, float] = {}
+    for arm in comparison.arms:
+        name = base = f"mean/{comparison.metric}/{_metric_name(arm.name)}"
+        number = 1
+        while name in means:  # `a+b` and `a b`
+            number += 1
+            name = f"{base} {number}"
+        if arm.finished:
+            means[name] = sum(arm.finished.values()) / len(arm.finished)
+    return means
 
 
 def _scores(comparison: Comparison) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def draw_history(r: SearchRecord) -> bytes:
 
 
 def draw_curves(r: SearchRecord) -> bytes:
-    """Best score so far by epoch: a line for each trial, rungs as vertical lines."""
-    figure = new_figure(8, 4.2, f"{r.name}: best score so far by epoch")
+    """Score of the student kept so far: a line for each trial, rungs as vertical lines."""
+    figure = new_figure(8, 4.2, f"{r.name}: score of the student kept, by epoch")
     axes = figure.subplots()
     names = {r.first: ("default point", ORANGE), r.winner: ("winner", BLUE)}
     if r.first == r.winner:

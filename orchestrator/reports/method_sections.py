@@ -120,7 +120,10 @@ def pareto_sections(r: SearchRecord) -> list[Section]:
             for trial in best
         ]
         header = ["trial", main[0], other[0], *(short_name(path, paths) for path in paths)]
-        text = f"{len(best)} of {len(known)} finished trials: no other is as good in both goals."
+        text = (
+            f"{len(best)} of {len(known)} finished trials: no other is better in one goal and as "
+            "good in the other."
+        )
         if other[0] == LATENCY:
             text += " Latency in milliseconds, measured after the search."
         title = f"Pareto front: {main[0]} and {other[0]}"

@@ -59,9 +59,11 @@ def paired_difference(
     if n < 2:
         return Paired(n, mean, None, None, None, None, None, confidence)
     sd = float(differences.std(ddof=1))
-    if sd <= 1e-12 * np.abs(both).max():  # equal but for the rounding of the subtraction
-        needed = 2 if differences.any() else None
-        return Paired(n, mean, None, None, 0.0, None, needed, confidence)
+    rounding = 1e-12 * np.abs(both).max()  # of the subtraction
+    if sd <= rounding:
+        equal = abs(mean) <= rounding
+        needed = None if equal else 2
+        return Paired(n, 0.0 if equal else mean, None, None, 0.0, None, needed, confidence)
     error = sd / math.sqrt(n)
     half_width = _t_quantile(n, confidence) * error
     p = 2 * float(special.stdtr(n - 1, -abs(mean) / error))
@@ -104,6 +106,8 @@ def verdict(
     digits = max(1, 1 - math.floor(math.log10((paired.high - paired.low) / 2)))
     low, high = paired.low, paired.high
     if low > 0 or high < 0:
+        # And so many that the end next to 0 does not read as 0.
+        digits = max(digits, -math.floor(math.log10(min(abs(low), abs(high)))))
         if paired.mean < 0:  # so that "by" is followed by its own interval, not by the mirrored one
             low, high = -high, -low
         return (
@@ -181,7 +185,9 @@ def _power(n: int, effect: float, confidence: float) -> float:
     critical = _t_quantile(n, confidence)
     # The noncentral t is NaN far out, where the power is 1 for any n: 100 is as good as more.
     shift = min(effect, 100.0) * math.sqrt(n)
-    inside = special.nctdtr(n - 1, shift, critical) - special.nctdtr(n - 1, shift, -critical)
+    # And where the chance of leaving out 0 on the other side is too small to be computed.
+    below = special.nctdtr(n - 1, shift, -critical)
+    inside = special.nctdtr(n - 1, shift, critical) - (0.0 if math.isnan(below) else below)
     return 1 - float(inside)
 
 

@@ -21,9 +21,9 @@ class TrialRow(NamedTuple):
     state: str
     """One of `STATES`; `stopped` is early, by the scheduler."""
     scores: Mapping[int, float]
-    """Best score so far by epoch, counted from 1."""
+    """By epoch, counted from 1: the score of the student that the trial would have kept then."""
     score: float | None
-    """The best of all its epochs; None when it has none."""
+    """That of the student that it keeps; None when it has none."""
     epochs: int
     """How many are done."""
     seconds: float | None
@@ -37,7 +37,7 @@ class TrialRow(NamedTuple):
         return self.score if self.score is not None and math.isfinite(self.score) else None
 
     def score_at(self, epoch: int) -> float | None:
-        """Best score up to an epoch; None when the trial did not get there."""
+        """The score of the student kept at an epoch; None when the trial did not get there."""
         known = [e for e in self.scores if e <= epoch and math.isfinite(self.scores[e])]
         return self.scores[max(known)] if known and self.epochs >= epoch else None
 
@@ -72,6 +72,8 @@ class SearchRecord(NamedTuple):
     searcher: str
     epochs: int
     """Budget of a trial."""
+    finals_differ: str | None
+    """In what the final runs were trained otherwise than the trials; None when in nothing."""
     rungs: Sequence[int]
     """Epochs after which successive halving compared trials."""
     trials: Sequence[TrialRow]

@@ -78,6 +78,12 @@ def trials_section(r: SearchRecord) -> Section | None:
     return Section("Best trials", [text], Table(header, rows))
 
 
+_WORTH = (
+    "The final runs have fresh seeds, but the settings were chosen on the same validation images: "
+    "the test column is what to quote."
+)
+
+
 def finals_section(r: SearchRecord) -> Section | None:
     """Final runs of the winner, and how far the search flattered it."""
     if not r.finals:
@@ -133,24 +139,33 @@ def _against_first(r: SearchRecord, winner: TrialRow, first: TrialRow) -> str:
 
 
 def _gap_sentences(r: SearchRecord, search: float, final: float, n: int) -> list[str]:
-    unit, count = unit_of(r.metric), len(best_first(r))
+    unit = unit_of(r.metric)
     change = search - final if r.higher_is_better else final - search
+    by = f"{format_score(abs(change), unit)}{difference_unit(unit)}"
     facts = (
         f"In the search the winner had {_with_unit(r, search)}, its {n} final run"
-        f"{'' if n == 1 else 's'} {_with_unit(r, final)} on average: the search score was "
+        f"{'' if n == 1 else 's'} {_with_unit(r, final)} on average"
     )
-    if change > 0:
+    if r.finals_differ is not None:
         return [
-            f"{facts}{format_score(change, unit)}{difference_unit(unit)} too optimistic.",
-            f"That is to be expected: the best of {count} scores is chosen for its luck as well. "
-            "The final runs were not chosen, so they say what these settings are worth.",
+            f"{facts}, {by} {'better' if change < 0 else 'worse'}. They were trained otherwise, "
+            f"{r.finals_differ}, so the difference is not the search's luck alone."
+            if change
+            else f"{facts}, trained otherwise: {r.finals_differ}.",
+            _WORTH,
         ]
-    return [
-        f"{facts}not optimistic (by {format_score(-change, unit)}{difference_unit(unit)} better in "
-        "the final runs).",
-        f"As a rule the best of {count} scores is chosen for its luck as well; the final runs were "
-        "not chosen, so they say what these settings are worth.",
-    ]
+    if change > 0:
+        sentences = [f"{facts}: the search score was {by} too optimistic."]
+    elif change < 0:
+        sentences = [
+            f"{facts}: the search score was not optimistic, the final runs are {by} better."
+        ]
+    else:
+        sentences = [f"{facts}: the search score was not optimistic."]
+    count = sum(trial.state == "finished" for trial in r.trials)
+    if count > 1:
+        sentences.append(f"As a rule the best of {count} scores is chosen for its luck as well.")
+    return [*sentences, _WORTH]
 
 
 def _with_unit(r: SearchRecord, value: float | None) -> str:

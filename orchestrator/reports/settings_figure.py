@@ -43,7 +43,7 @@ def draw_settings(r: SearchRecord) -> bytes:
     columns = min(_COLUMNS, len(paths))
     rows = math.ceil(len(paths) / columns)
     n = len(found.scores)
-    title = f"{r.name}: best score up to epoch {found.epoch} ({n} trial{'' if n == 1 else 's'})"
+    title = f"{r.name}: score at epoch {found.epoch} ({n} trial{'' if n == 1 else 's'})"
     figure = new_figure(max(6.5, 2.7 * columns), 1.2 + 2.2 * rows, title)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, path in zip(grid.flat, paths, strict=False):

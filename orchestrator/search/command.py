@@ -106,6 +106,11 @@ def _around(options: Options, space: Space, experiment: Experiment) -> tuple[Spa
     if options.around is None:
         return space, experiment
     run = find_run(options.around, find_places(experiment).storage)
+    if run.objective.schedule:
+        raise UserError(
+            f"--around {options.around}: its weights follow a schedule, so there is no point to "
+            "search around: name a run without objective.schedule"
+        )
     objective = run.objective.model_dump(mode="json")
     experiment = changed(experiment, {"objective": objective})
     values = flatten(run.model_dump())

@@ -123,7 +123,7 @@ def _end(run: Running, records: Sequence[Record], best: Record, finals: list[Rec
         notes=run.notes,
     )
     artifacts = write_report(run.group.folder, record, records)
-    chosen = median_final(finals)
+    chosen = median_final(finals, run.space)
     if finals and chosen is None:
         raise RunFailed(
             f"trial {best.name} is best, but none of its {len(finals)} final runs was trained to "

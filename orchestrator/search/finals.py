@@ -103,10 +103,12 @@ def final_settings(winner: Record, space: Space, experiment: Experiment) -> dict
     return {**settings, "objective.schedule": objective["schedule"]}
 
 
-def median_final(finals: list[Record]) -> Record | None:
-    """The finished run with the median validation score; of two in the middle the lower."""
+def median_final(finals: list[Record], space: Space) -> Record | None:
+    """The finished run with the median validation score; of two in the middle the worse."""
+    goal = space.goals[0]
+    sign = 1.0 if goal.mode == "max" else -1.0
     ranked = sorted(
         (record for record in finals if record.state == "finished"),
-        key=lambda record: record.result["val/top1"],
+        key=lambda record: sign * record.result[goal.metric],
     )
     return ranked[(len(ranked) - 1) // 2] if ranked else None

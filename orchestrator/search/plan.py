@@ -145,7 +145,7 @@ def scaled_to(experiment: Experiment, epochs: int) -> dict[str, Any]:
         updates["schedule.warmup_epochs"] = schedule.warmup_epochs * ratio
     if any(milestone >= 1 for milestone in schedule.milestones):
         updates["schedule.milestones"] = [
-            milestone / experiment.train.epochs if milestone >= 1 else milestone
+            _rescaled_milestone(milestone, experiment.train.epochs, ratio)
             for milestone in schedule.milestones
         ]
     if experiment.objective.schedule:
@@ -154,8 +154,20 @@ def scaled_to(experiment: Experiment, epochs: int) -> dict[str, Any]:
     return updates
 
 
+def _rescaled_milestone(milestone: float, epochs: int, ratio: float) -> float:
+    """At the same share of the run: as a share where it is in the run, else as an epoch again."""
+    if milestone < 1:
+        return milestone
+    return milestone / epochs if milestone < epochs else milestone * ratio
+
+
 def _rescaled(changes: list[dict[str, Any]], ratio: float, epochs: int) -> list[dict[str, Any]]:
-    """Weight changes at the same share of the run; of two that fall together the later wins."""
+    """Weight changes at the same share of the run; of two that fall together the later wins.
+
+    A single epoch has the weights that the run begins with.
+    """
+    if epochs == 1:
+        return []
     by_epoch: dict[int, dict[str, Any]] = {}
     for change in changes:
         epoch = min(epochs, max(2, 1 + round((change["epoch"] - 1) * ratio)))
@@ -210,6 +222,11 @@ def check_fits(space: Space, base: Experiment, dataset: Dataset, *, where: str) 
     if space.pbt is not None and base.scaling.workers > 1:
         raise UserError(
             f"{where}: population based training runs one-worker trials: set scaling.workers: 1"
+        )
+    if space.pbt is not None and base.objective.schedule:
+        raise UserError(
+            f"{where}: population based training makes a schedule of weights, and the experiment "
+            "has one: drop objective.schedule"
         )
     if dataset.num_classes <= 5 and any(goal.metric == "val/top5" for goal in space.goals):
         raise UserError(

@@ -65,6 +65,7 @@ def search_record(
         scheduler=space.scheduler,
         searcher=space.searcher,
         epochs=epochs,
+        finals_differ=_differ(experiment, finals),
         rungs=rungs(space, epochs),
         trials=[_row(record, space, group.folder / "trials" / record.name) for record in records],
         first=1 if space.first and records else None,
@@ -128,6 +129,18 @@ def _row(record: Record, space: Space, folder: Folder) -> TrialRow:
         error=record.error,
         extra=extra,
     )
+
+
+def _differ(base: Experiment, finals: Sequence[Record]) -> str | None:
+    """In what final runs were trained otherwise than trials."""
+    if not finals:
+        return None
+    full, found = finals[0].experiment, []
+    if full.train.epochs != base.train.epochs:
+        found.append(f"for {full.train.epochs} epochs instead of {base.train.epochs}")
+    if full.schedule.kind != base.schedule.kind:
+        found.append(f"with the {full.schedule.kind} schedule instead of {base.schedule.kind}")
+    return " and ".join(found) or None
 
 
 def _final(record: Record, space: Space) -> FinalRow:

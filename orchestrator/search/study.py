@@ -65,7 +65,9 @@ class Study:
         sampler: optuna.samplers.BaseSampler
         if space.searcher == "tpe":
             sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=start_up_trials(num_trials)
+                seed=seed,
+                n_startup_trials=start_up_trials(num_trials),
+                constant_liar=True,  # trials that run are not to be tried again nearby
             )
         else:
             sampler = optuna.samplers.RandomSampler(seed=seed)

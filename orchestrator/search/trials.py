@@ -92,7 +92,7 @@ def _scheduler(run: Running, records: Sequence[Record]) -> TrialScheduler:
     return build_scheduler(
         run.space,
         epochs=run.base.train.epochs,
-        ended=[scores[r.name] for r in records if r.ended and r.state != "failed"],
+        ended=[scores[r.name] for r in records if r.ended],
         going_on={r.name: scores[r.name] for r in records if not r.ended},
     )
 

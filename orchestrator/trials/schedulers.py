@@ -52,7 +52,8 @@ def rungs(space: Space, epochs: int) -> list[int]:
         return []
     grace, reduction = early_stopping(space, epochs)
     count = int(math.log(epochs / grace) / math.log(reduction) + 1e-9) + 1
-    return [math.ceil(grace * reduction**k) for k in range(count) if grace * reduction**k < epochs]
+    found = (math.ceil(grace * reduction**k) for k in range(count))
+    return [rung for rung in found if rung < epochs]
 
 
 def build_scheduler(

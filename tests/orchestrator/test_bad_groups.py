@@ -3,6 +3,7 @@ written."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "seed": {"seed": {"randint": [0, 9]}},
     "teacher": {"teacher.source": {"choice": ["resnet8", "resnet14"]}},
     "scaling": {"scaling.workers": {"choice": [1, 2]}},
+    "gamma": {"schedule.gamma": {"uniform": [0.1, 0.5]}},
     "good": {"optimizer.lr": {"loguniform": [0.01, 0.1]}},
 }
 
@@ -64,6 +66,15 @@ SPACES: dict[str, dict[str, Any]] = {
         ("compare e.yaml --arms ce,kd --reference c", "--reference: no arm 'c'"),
         ("compare e.yaml --arms ce,kd --metric val/top2", "--metric: no metric 'val/top2'"),
         ("compare e.yaml --arms ce --arm x=objective.a=1", "arm 'x': objective.a: unknown key 'a'"),
+        (
+            "compare e.yaml --arms ce,kd --arm x=data.split_seed=5 --metric val/top1",
+            "arm 'x' is scored on other val images than arm 'ce'",
+        ),
+        (
+            "search pbt_schedule e.yaml --set objective.schedule=[{epoch: 2, kd_weight: 0.5}]",
+            "the experiment has one: drop objective.schedule",
+        ),
+        ("search gamma.yaml e.yaml --set schedule.kind=cosine", "the trials' schedule is cosine"),
         ("compare --resume x", "no comparison 'x' in"),
         ("compare --resume x --arms ce", "--resume takes the comparison as it is"),
         ("plan e.yaml --trials 3", "give --space SPACE too"),
@@ -84,7 +95,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     grid["parameters"] = {"optimizer.lr": {"grid": [0.01, 0.1]}}
     Path("grid.yaml").write_text(yaml.safe_dump(grid))
     before = listing(Path.cwd())
-    ended = dcd(*arguments.split())
+    # A space within brackets is none between arguments.
+    ended = dcd(*re.split(r" (?![^\[]*\])", arguments))
     assert ended.code == 2
     assert expected in ended.sentence
     assert ended.out == ""

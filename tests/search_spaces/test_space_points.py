@@ -223,6 +223,14 @@ def test_a_parameter_that_the_method_ignores_is_named_with_what_it_needs() -> No
     )
 
 
+def test_the_factor_of_steps_does_nothing_under_another_schedule() -> None:
+    space = _space({"schedule.gamma": {"uniform": [0.1, 0.5]}})
+    assert inert_parameters(space, _base()) == []
+    assert inert_parameters(space, _base() | {"schedule.kind": "cosine"}) == [
+        "schedule.gamma is searched without effect: the trials' schedule is cosine"
+    ]
+
+
 def test_a_condition_on_a_section_that_the_experiment_lacks_does_not_hold() -> None:
     when = {"teacher.fit.epochs": 3}
     space = _space({"optimizer.lr": {"uniform": [0.1, 0.2], "when": when}})

@@ -41,7 +41,7 @@ def test_a_population_needs_no_section() -> None:
         ({"scheduler": "none", "asha": {}}, "asha is for scheduler 'asha', and .* is 'none'"),
         ({"median": {"grace": 2}}, "median is for scheduler 'median', and .* is 'asha'"),
         ({"pbt": {}}, "pbt is for scheduler 'pbt'"),
-        ({"asha": {"reduction": 1}}, "greater than 1"),
+        ({"asha": {"reduction": 1.2}}, "greater than or equal to 1.5"),
         ({"asha": {"grace": 0}}, "greater than or equal to 1"),
         ({"scheduler": "median", "median": {"reduction": 3}}, "reduction"),
     ],

@@ -77,6 +77,7 @@ def search(*trials: TrialRow, **changes: Any) -> SearchRecord:
         "scheduler": "none",
         "searcher": "tpe",
         "epochs": 10,
+        "finals_differ": None,
         "rungs": [],
         "trials": list(trials),
         "first": trials[0].number if trials else None,

@@ -7,6 +7,7 @@ import math
 import pytest
 from report_examples import arm, comparison
 
+from orchestrator.comparison.report import mean_scores
 from orchestrator.errors import UserError
 from orchestrator.reports.comparison import (
     comparison_markdown,
@@ -114,6 +115,11 @@ def test_one_seed_is_called_one_seed() -> None:
 def test_a_reference_that_is_no_arm_is_refused() -> None:
     with pytest.raises(UserError, match="reference 'kd' is none of the arms: ce, dcd"):
         describe_comparison(comparison(arm("ce", CE), arm("dcd", DCD), reference="kd"))
+
+
+def test_arms_whose_names_mlflow_cannot_tell_apart_have_metrics_of_their_own() -> None:
+    c = comparison(arm("a+b", [80.0]), arm("a b", [81.0]), reference="a b", seeds=[0])
+    assert mean_scores(c) == {"mean/test/top1/a b": 80.0, "mean/test/top1/a b 2": 81.0}
 
 
 def test_the_page_has_table_figure_settings_and_facts() -> None:

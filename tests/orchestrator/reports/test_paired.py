@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from orchestrator.reports.paired import (
     holm,
@@ -66,6 +68,30 @@ def test_extreme_effects_have_a_number_of_seeds() -> None:
     # Many: the normal formula ((1.959964 + 0.841621) sd / mean)^2, here with sd 1, mean 1e-3 / 3
     tiny = paired_difference([1, -1, 1e-3], [0, 0, 0])
     assert tiny.seeds_needed == pytest.approx((2.801585 * 3e3) ** 2, rel=1e-5)
+
+
+def test_a_large_effect_on_few_seeds_is_not_taken_for_enough() -> None:
+    """Where one side of the noncentral t is too small to be computed."""
+    paired = paired_difference([0.9, 1.08], [0, 0])
+    assert paired.low is not None and paired.low < 0
+    assert paired.seeds_needed == 3
+    generator = np.random.default_rng(0)
+    effect = paired.mean / paired.sd if paired.sd else 0.0
+    for n, enough in ((2, False), (3, True)):
+        draws = generator.normal(effect, 1.0, (4000, n))
+        shown = [stats.ttest_1samp(row, 0).pvalue < 0.05 for row in draws]
+        assert (np.mean(shown) > 0.8) == enough
+
+
+def test_an_interval_next_to_zero_does_not_read_as_zero() -> None:
+    paired = paired_difference([10.0, 30.0, 19.0], [0.0] * 3)._replace(low=0.03, high=39.3)
+    text = verdict(paired, "a", "b", higher_is_better=True)
+    assert text.startswith("a: better than b by 19.67 points (95 % paired t interval 0.03 to 39.30")
+
+
+def test_a_difference_of_rounding_alone_is_none() -> None:
+    paired = paired_difference([0.1 + 0.2, 0.3], [0.3, 0.3])
+    assert verdict(paired, "a", "b", higher_is_better=True) == "a: equal to b in each of 2 seeds"
 
 
 def test_better_and_worse_are_said_with_interval_and_number() -> None:

@@ -53,6 +53,17 @@ def test_a_smaller_budget_keeps_the_proportions_of_the_schedule() -> None:
     assert [change.epoch for change in scaled.objective.schedule] == [31, 60]
 
 
+def test_milestones_beyond_the_run_stay_beyond_it() -> None:
+    base = experiment(train__epochs=100, schedule__milestones=[30, 150, 100])
+    scaled = changed(base, scaled_to(base, 50))
+    assert scaled.schedule.milestones == (0.3, 75.0, 50.0)
+
+
+def test_a_single_epoch_has_no_schedule_of_weights() -> None:
+    base = experiment(train__epochs=4, objective__schedule=[{"epoch": 3, "kd_weight": 0.5}])
+    assert changed(base, scaled_to(base, 1)).objective.schedule == ()
+
+
 def test_changes_that_fall_together_keep_the_later_ones_weights() -> None:
     base = experiment(
         train__epochs=100,
@@ -205,15 +216,23 @@ def test_the_winner_of_a_population_is_repeated_by_its_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "expected"), [([3.0, 1.0, 2.0], 2.0), ([4.0, 1.0], 1.0), ([5.0], 5.0)]
+    ("goal", "scores", "expected"),
+    [
+        ({}, [3.0, 1.0, 2.0], 2.0),
+        ({}, [4.0, 1.0], 1.0),
+        ({}, [5.0], 5.0),
+        ({"metric": "val/loss", "mode": "min"}, [4.0, 1.0], 4.0),
+    ],
 )
-def test_the_median_final_is_chosen_and_of_two_the_lower(
-    scores: list[float], expected: float
+def test_the_median_final_is_chosen_and_of_two_the_worse(
+    goal: dict[str, str], scores: list[float], expected: float
 ) -> None:
-    finals = [record(str(i), result={"val/top1": score}) for i, score in enumerate(scores)]
-    chosen = median_final([*finals, record("failed", state="failed")])
-    assert chosen is not None and chosen.result["val/top1"] == expected
+    of, other = space(**goal), {"val/top1": 50.0, "val/loss": 2.0}
+    metric = of.goals[0].metric
+    finals = [record(str(i), result={**other, metric: score}) for i, score in enumerate(scores)]
+    chosen = median_final([*finals, record("failed", state="failed")], of)
+    assert chosen is not None and chosen.result[metric] == expected
 
 
 def test_without_a_finished_final_there_is_none() -> None:
-    assert median_final([record("failed", state="failed")]) is None
+    assert median_final([record("failed", state="failed")], space()) is None

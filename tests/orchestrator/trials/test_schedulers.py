@@ -123,6 +123,7 @@ def test_a_small_loss_is_good_when_the_goal_says_so() -> None:
         ({}, 240, [27, 81]),
         ({}, 9, [1, 3]),
         ({}, 1, []),
+        ({"grace": 1, "reduction": 2.5}, 3, [1]),  # the next is at 2.5, seen at 3, the last
     ],
 )
 def test_rungs_are_the_epochs_of_comparison_before_the_last(
