@@ -41,12 +41,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""Signals that end a command in order; the last comes when a terminal is closed."""
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main() -> NoReturn:
     """Run a command and end with its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        _ENDING.discard(signal.SIGHUP)
+    for number in _ENDING:
         signal.signal(number, _interrupt)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Ray would start anew for whichever thread still asks it for something after its end.
@@ -64,8 +69,9 @@ def main() -> NoReturn:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(error.exit_code)
     except OrchestratorError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -230,7 +236,7 @@ def ui(
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """The first signal stops in order; further ones are ignored, as that takes a second or two."""
-    for known in (signal.SIGINT, signal.SIGTERM):
+    for known in _ENDING:
         signal.signal(known, signal.SIG_IGN)
     raise Interrupted(number)
 
@@ -248,7 +254,7 @@ def _deliver_again(dropped: UnraisableHookArgs) -> bool:
         number = signal.SIGTERM  # from Ray's own handler, while it starts
     else:
         return False
-    for known in (signal.SIGINT, signal.SIGTERM):
+    for known in _ENDING:
         signal.signal(known, _interrupt)
     # Not from in here, where it would be dropped again.
     again = threading.Timer(0.05, os.kill, (os.getpid(), number))

@@ -46,7 +46,8 @@ def telling_how_to_go_on(command: str, what: str, spec: Experiment) -> Iterator[
 
         resume = f"dcd {command} --resume {error.run}{storage_option(spec)}"
         text = f"go on with: {resume}" if error.run else f"no {what} had been started"
-        print(f"\nstopped; {text}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            print(f"\nstopped; {text}", file=sys.stderr)
         raise
 
 

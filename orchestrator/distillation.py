@@ -14,7 +14,7 @@ from orchestrator.errors import Interrupted, UserError
 from orchestrator.inputs import Inputs, Teacher, fitted_teacher, read_inputs
 from orchestrator.journal import Journal
 from orchestrator.mlflow_client import without_password
-from orchestrator.places import Places, find_places
+from orchestrator.places import Places, check_places, find_places, keep_tracking
 from orchestrator.progress import Display
 from orchestrator.reporter import ProcessReporter
 from orchestrator.resources import joins_cluster, local_resources
@@ -70,14 +70,19 @@ def distill(
     """
     display = display or Display()
     places = find_places(experiment)
-    check_writable(places.storage, setting="storage.path")
+    check_places(places, experiment)
     run = open_run(experiment, places.storage, new=new)
+    places = keep_tracking(places, run.folder, experiment)
     check_writable(run.folder, setting="storage.path")
     if run.state == "finished":
         return _finished(run)
     check_resources(experiment.scaling)
-    with display.step(f"{run.experiment.name}: reading images and networks"):
-        inputs = read_inputs(run.experiment)
+    try:
+        with display.step(f"{run.experiment.name}: reading images and networks"):
+            inputs = read_inputs(run.experiment)
+    except Interrupted as error:
+        error.run = run.experiment.name if run.state is not None else None
+        raise
     for note in inputs.notes:
         display.say(f"note: {note}")
     try:

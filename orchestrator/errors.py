@@ -28,7 +28,7 @@ class DamagedFile(RunFailed, ValueError):
 
 
 class Interrupted(BaseException):
-    """A signal ended the command: 130 for SIGINT, 143 for SIGTERM.
+    """A signal ended the command: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP.
 
     Like KeyboardInterrupt it is no Exception: libraries that catch and log those would swallow it.
     """

@@ -13,8 +13,9 @@ from orchestrator.error_text import cause
 from orchestrator.errors import UserError
 from orchestrator.mlflow_client import is_http, without_password
 from orchestrator.spec import Experiment
-from orchestrator.storage import Folder
+from orchestrator.storage import Folder, check_writable
 from orchestrator.tracking import default_tracking_uri
+from orchestrator.tracking_files import REQUEST
 
 
 class Places(NamedTuple):
@@ -43,6 +44,45 @@ def find_places(experiment: Experiment) -> Places:
     )
 
 
+def keep_tracking(places: Places, folder: Folder, experiment: Experiment) -> Places:
+    """The same with the tracking place that an earlier session has used, when none is chosen now.
+
+    The default one is in the working directory, which may be another now.
+
+    Args:
+        places: of this command.
+        folder: of a run or a group.
+        experiment: whose tracking decides.
+    """
+    if places.tracking_uri is None or chosen_tracking(experiment.tracking.uri) is not None:
+        return places
+    known = folder.read_json(REQUEST)
+    if known is None:
+        return places
+    return places._replace(tracking_uri=known["uri"], artifact_root=known["artifact_root"])
+
+
+def chosen_tracking(uri: str | None) -> str | None:
+    """The tracking URI that somebody has asked for: the spec, or MLFLOW_TRACKING_URI."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def check_places(places: Places, experiment: Experiment) -> None:
+    """Refuse a storage or a tracking database that cannot be written.
+
+    Raises:
+        UserError: names the setting.
+    """
+    check_writable(places.storage, setting="storage.path")
+    uri = places.tracking_uri
+    if uri is not None and uri.startswith("sqlite:///"):
+        setting = "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI"
+        path = Path(uri.removeprefix("sqlite:///"))
+        if path.exists() and not os.access(path, os.W_OK):
+            raise UserError(f"{setting}: {path} is not writable: name another database")
+        check_writable(Folder(str(path.parent)), setting=setting)
+
+
 def storage_folder(path: str | None) -> Folder:
     """The folder of all runs."""
     return Folder(path if path is not None else str(base_folder() / "dcd_runs"))
@@ -51,7 +91,7 @@ def storage_folder(path: str | None) -> Folder:
 def tracking_place(uri: str | None) -> tuple[str, str | None]:
     """Tracking URI and artifact folder: as given, MLFLOW_TRACKING_URI, or SQLite at the default."""
     source = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = chosen_tracking(uri)
     base = base_folder()
     if uri:
         check_tracking_uri(uri, setting=source)

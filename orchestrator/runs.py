@@ -50,6 +50,7 @@ def open_run(experiment: Experiment, storage: Folder, *, new: bool) -> Run:
     folder = storage / experiment.name
     stored = folder.read_json("spec.json")
     if stored is None:
+        check_unused(folder)
         return Run(experiment, folder, None)
     before = identity(build_experiment(stored, where=f"{folder.location}/spec.json"))
     now = identity(experiment)
@@ -77,7 +78,8 @@ def find_run(name: str, storage: Folder) -> Experiment:
     """
     stored = (storage / name).read_json("spec.json")
     if stored is None:
-        known = [n for n in storage.names() if not n.startswith(".")]
+        names = (name for name in storage.names() if not name.startswith("."))
+        known = [name for name in names if (storage / name).read("spec.json") is not None]
         listing = f"known runs: {', '.join(known[:20])}" if known else "it holds no runs"
         raise UserError(f"no run {name!r} in {storage.location}; {listing}")
     return build_experiment(stored, where=f"{storage.location}/{name}/spec.json")
@@ -87,6 +89,20 @@ def create_run(run: Run, *, fingerprints: Mapping[str, str]) -> None:
     """Write what a run is: its spec, and the fingerprints of its inputs."""
     run.folder.write_json("spec.json", run.experiment.model_dump(mode="json"))
     run.folder.write_json("inputs.json", dict(fingerprints))
+
+
+def check_unused(folder: Folder) -> None:
+    """Refuse a folder that holds something, and so was not made for a run.
+
+    Raises:
+        UserError: names what lies there.
+    """
+    others = [name for name in folder.names() if name != "lock"]
+    if others:
+        raise UserError(
+            f"{folder.location} is no run and holds {others[0]!r}: give another name, or move that "
+            "away"
+        )
 
 
 def forget_run(folder: Folder) -> None:
@@ -132,8 +148,8 @@ def locked(folder: Folder) -> Iterator[None]:
             file.seek(0)
             holder = json.loads(file.read() or "{}")
             raise UserError(
-                f"run {path.name!r} is being written by process {holder.get('pid')} on "
-                f"{holder.get('host')}: wait for it, or use --new"
+                f"{path.name!r} is being written by process {holder.get('pid')} on "
+                f"{holder.get('host')}: wait for it to end"
             ) from None
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
@@ -150,7 +166,7 @@ def wait_unlocked(folder: Folder, *, say: Callable[[str], None]) -> None:
                 return
         except UserError as error:
             if not said:
-                say(f"waiting: {error}".removesuffix(": wait for it, or use --new"))
+                say(f"waiting: {error}".removesuffix(": wait for it to end"))
                 said = True
             time.sleep(1.0)
 

@@ -42,6 +42,10 @@ class Section(BaseModel):
     )
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Of runs, searches and comparisons: their folders have these names."""
+
+
 class Normalization(Section):
     """Per-channel statistics of pixel values scaled to [0, 1]."""
 
@@ -428,6 +432,10 @@ class ScalingSpec(Section):
         return self.workers > 1 and self.batch_norm != "local"
 
 
+MODEL_NAME_PATTERN = r"^[^/:]*[^/:\s][^/:]*$"
+"""What MLflow takes as the name of a registered model."""
+
+
 class TrackingSpec(Section):
     """Where MLflow keeps the run."""
 
@@ -437,7 +445,7 @@ class TrackingSpec(Section):
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else SQLite beside the storage."""
     experiment: str = Field("dcd", min_length=1)
     """MLflow experiment."""
-    register_as: str | None = Field(None, alias="register", min_length=1)
+    register_as: str | None = Field(None, alias="register", pattern=MODEL_NAME_PATTERN)
     """Register the student under this model name."""
 
     model_config = ConfigDict(
@@ -457,7 +465,7 @@ class StorageSpec(Section):
 class Experiment(Section):
     """One experiment file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the run: letters, digits, dot, dash and underscore, 100 characters at most."""
     seed: Seed = 0
     """The student's initialisation and all that is random but order, augmentation and splits."""

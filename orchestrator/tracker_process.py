@@ -162,7 +162,7 @@ def _answer(message: dict[str, Any]) -> None:
 def main() -> None:
     """What the process runs."""
     # The terminal's and the job's signals are for the driver, which may have something left to say.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     location, interval_s = sys.argv[1:]
     logging.basicConfig(level=logging.WARNING, handlers=[_Forward()])

@@ -117,7 +117,8 @@ def _read_yaml(path: Path) -> Any:
 
 def _first_mistake(error: ValidationError) -> str:
     """The first thing that is wrong with a file's shape: place, rule, and what was found."""
-    item = error.errors()[0]
+    # A misspelt key explains why another is missing.
+    item = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     names = [str(part) for part in item["loc"] if part != "[key]"]
     place = f"{'.'.join(names)}: " if names else ""
     if item["type"] == "missing":

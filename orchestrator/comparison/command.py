@@ -7,6 +7,7 @@ from typing import NamedTuple
 from orchestrator.comparison.driver import Outcome
 from orchestrator.comparison.request import (
     Request,
+    known_seeds,
     open_comparison,
     parse_arms,
     resume_comparison,
@@ -52,7 +53,11 @@ def new_request(experiment: Experiment, options: Options) -> tuple[Request, Grou
         metric=options.metric or _METRIC,
         vary_data=options.vary_data,
     )
-    return request, open_comparison(request, name=options.name, new=options.new)
+    group = open_comparison(request, name=options.name, new=options.new)
+    if options.seeds is None and known_seeds(group) > request.seeds:
+        request = request._replace(seeds=known_seeds(group))  # it was extended
+        group = open_comparison(request, name=options.name, new=options.new)
+    return request, group
 
 
 def resumed_request(name: str, storage: str | None, options: Options) -> tuple[Request, Group]:

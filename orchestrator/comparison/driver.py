@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,23 +10,28 @@ from typing import Any, NamedTuple
 from ray.tune.schedulers import FIFOScheduler
 
 from orchestrator.comparison.report import mean_scores, read_comparison, write_report
-from orchestrator.comparison.request import Request, check_request
+from orchestrator.comparison.request import Request, check_request, known_seeds
 from orchestrator.distillation import check_resources
 from orchestrator.errors import RunFailed, UserError
-from orchestrator.experiment_file import changed, yaml_text
+from orchestrator.experiment_file import changed, identity, yaml_text
 from orchestrator.group_tracking import GroupReport
 from orchestrator.inputs import Inputs, read_inputs
-from orchestrator.places import Places, find_places
+from orchestrator.places import Places, check_places, find_places, keep_tracking
 from orchestrator.progress import Display
 from orchestrator.reports.comparison import Comparison
 from orchestrator.spec import Experiment
-from orchestrator.storage import check_writable
 from orchestrator.trials.board import Board
 from orchestrator.trials.engine import run_trials
 from orchestrator.trials.feed import ListSource, Trial
 from orchestrator.trials.group import Group, Record, read_trials
 from orchestrator.trials.prepare import Prepared, one_process, prepare, seeing_the_test_split
-from orchestrator.trials.session import Tracking, finish_group, group_session, say_places
+from orchestrator.trials.session import (
+    Tracking,
+    existing,
+    finish_group,
+    group_session,
+    say_places,
+)
 from orchestrator.trials.tracking import creator, request_group
 
 
@@ -46,12 +52,18 @@ def compare(request: Request, group: Group, *, display: Display | None = None) -
         Interrupted: a signal came; the comparison can be resumed.
     """
     check_request(request)
+    known = known_seeds(group)
+    if request.seeds < known:
+        raise UserError(
+            f"--seeds {request.seeds}: {group.name} has {known} seeds already: give more to extend "
+            "it"
+        )
     display = display or Display()
     experiment = one_process(request.experiment)
-    places = find_places(experiment)
-    check_writable(places.storage, setting="storage.path")
+    places = keep_tracking(find_places(experiment), group.folder, experiment)
+    check_places(places, experiment)
     check_resources(experiment.scaling)
-    with display.step(f"{group.name}: reading images and networks"):
+    with existing(group), display.step(f"{group.name}: reading images and networks"):
         arms = {
             name: _arm_experiment(experiment, name, settings)
             for name, settings in request.arms.items()
@@ -59,7 +71,8 @@ def compare(request: Request, group: Group, *, display: Display | None = None) -
         inputs = {name: _read(name, arm) for name, arm in arms.items()}
     _check_metric(request.metric, inputs)
     _check_same_images(request.metric, inputs)
-    for note in dict.fromkeys(note for one in inputs.values() for note in one.notes):
+    notes = dict.fromkeys(note for one in inputs.values() for note in one.notes)
+    for note in [*notes, *_equal_arms(arms)]:
         display.say(f"note: {note}")
     with group_session(group, places, experiment.scaling) as tracking:
         records = read_trials(group.folder / "trials")
@@ -127,6 +140,21 @@ def _check_metric(metric: str, inputs: Mapping[str, Inputs]) -> None:
                     f"--metric {metric}: the images of arm {name!r} have no test split: use "
                     "--metric val/top1, or set data.test_fraction"
                 )
+
+
+def _equal_arms(arms: Mapping[str, Experiment]) -> list[str]:
+    """A sentence for each arm that cannot differ from one before it."""
+    first: dict[str, str] = {}
+    sentences = []
+    for name, arm in arms.items():
+        values = identity(arm)
+        if arm.objective.contrast == "softmax":
+            values["objective.init_bias"] = None  # which a softmax ignores
+        key = json.dumps(values, sort_keys=True)
+        if key in first:
+            sentences.append(f"arms {first[key]!r} and {name!r} are the same: they cannot differ")
+        first.setdefault(key, name)
+    return sentences
 
 
 def _check_same_images(metric: str, inputs: Mapping[str, Inputs]) -> None:

@@ -12,6 +12,7 @@ from orchestrator.experiment_file import identity, parse_override
 from orchestrator.places import find_places
 from orchestrator.spec import METHOD_WEIGHTS, Experiment
 from orchestrator.storage import Folder
+from orchestrator.tracking_files import GROUP_FILE
 from orchestrator.trials.group import Group, open_group, resume_group
 
 METRICS = ("test/top1", "test/top5", "val/top1", "val/top5")
@@ -53,7 +54,10 @@ def parse_arms(methods: str | None, overrides: Sequence[str]) -> dict[str, dict[
     for text in overrides:
         name, _, rest = text.partition("=")
         name = name.strip()
-        settings = dict(parse_override(part, option=f"--arm {name}") for part in shlex.split(rest))
+        parts = shlex.split(rest)
+        settings = {}
+        if all("=" in part for part in parts):
+            settings = dict(parse_override(part, option=f"--arm {name}") for part in parts)
         if not name or not settings:
             raise UserError(
                 f"--arm {text}: expected NAME='PATH=VALUE ...', as in "
@@ -95,6 +99,12 @@ def open_comparison(request: Request, *, name: str | None = None, new: bool = Fa
     }
     storage = find_places(experiment).storage
     return open_group("comparison", name, definition, asked, storage, new=new)
+
+
+def known_seeds(group: Group) -> int:
+    """How many seeds an existing comparison was asked for last; 0 when there is none yet."""
+    stored = group.folder.read_json(GROUP_FILE)
+    return int(stored["request"]["seeds"]) if stored is not None else 0
 
 
 def resume_comparison(name: str, storage: Folder, **changes: Any) -> tuple[Request, Group]:

@@ -92,10 +92,14 @@ def whole_numbers(axis: Axis) -> None:
 
 def log_if_wide(axis: Axis, values: Sequence[float]) -> None:
     """Make an axis logarithmic when its values are positive and span more than a decade."""
+    if min(values) > 0 and max(values) > 10 * min(values):
+        logarithmic(axis)
+
+
+def logarithmic(axis: Axis) -> None:
+    """Make an axis logarithmic, with plain numbers on it."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    if min(values) <= 0 or max(values) <= 10 * min(values):
-        return
     (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)("log")
     # At 3 as well as at 1, so that a little more than a decade has two labels or more.
     axis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))

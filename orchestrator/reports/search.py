@@ -70,6 +70,8 @@ class SearchRecord(NamedTuple):
     scheduler: str
     """`asha`, `median`, `pbt` or `none`."""
     searcher: str
+    domains: Mapping[str, str]
+    """Kind of each searched setting's domain, such as `loguniform`, by dotted path."""
     epochs: int
     """Budget of a trial."""
     finals_differ: str | None

@@ -11,6 +11,7 @@ from orchestrator.reports.canvas import (
     GREY,
     ORANGE,
     log_if_wide,
+    logarithmic,
     new_figure,
     plain,
     png,
@@ -72,7 +73,11 @@ def _draw_setting(axes: Axes, r: SearchRecord, path: str, found: Snapshot) -> No
     values = [trial.settings[path] for trial in r.trials if path in trial.settings]
     if all(is_number(value) for value in values):
         axes.locator_params(axis="x", nbins=4)
-        log_if_wide(axes.xaxis, values)
+        kind = r.domains.get(path)
+        if kind == "loguniform":
+            logarithmic(axes.xaxis)
+        elif kind in (None, "choice", "grid"):
+            log_if_wide(axes.xaxis, values)
         positions = [value for value, _ in pairs]
     else:
         positions = _place_names(axes, [format_setting(value) for value, _ in pairs])

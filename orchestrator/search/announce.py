@@ -19,7 +19,7 @@ def announce(run: Running, records: Sequence[Record]) -> None:
     say_places(run.group, run.places, display=run.display)
     if records:
         ended = sum(record.ended for record in records)
-        say(f"{name}: {ended} trials have ended, {len(records) - ended} go on where they were")
+        say(f"{name}: trials that have ended: {ended}; going on: {len(records) - ended}")
     workers, resources = run.request.experiment.scaling.workers, run.prepared.setup.resources
     each = f"{resources.cpus} CPU"
     each += f" and {resources.gpus:g} GPU" if resources.gpus else ""

@@ -17,7 +17,7 @@ from orchestrator.search.request import Request, open_search, resume_search
 from orchestrator.spec import Experiment
 from orchestrator.summary import tracking_line
 from orchestrator.trials.group import Group
-from search_spaces import Space, narrow
+from search_spaces import Space, available_spaces, narrow
 
 _FINAL_SEEDS = 3
 
@@ -50,6 +50,11 @@ def search_request(options: Options) -> tuple[Request, Group]:
         return _resumed(options, options.resume)
     if options.space is None:
         raise UserError("give a search space and an experiment file, or --resume NAME")
+    if str(options.file) in available_spaces():
+        raise UserError(
+            f"{options.file} is a search space: its name comes first, then the experiment: dcd "
+            f"search {options.file} {options.space}"
+        )
     space = read_space(options.space)
     if options.file is not None:
         experiment = load_experiment(options.file, options.overrides)

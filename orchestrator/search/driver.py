@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from orchestrator.experiment_file import flatten
 from orchestrator.group_tracking import GroupReport
 from orchestrator.inputs import read_inputs
 from orchestrator.journal import Journal
-from orchestrator.places import find_places
+from orchestrator.places import check_places, find_places, keep_tracking
 from orchestrator.progress import Display
 from orchestrator.reports.search import SearchRecord
 from orchestrator.search import latency
@@ -26,13 +27,14 @@ from orchestrator.search.request import Request
 from orchestrator.search.running import Running
 from orchestrator.search.source import INPUTS
 from orchestrator.search.trials import run_space
-from orchestrator.storage import Folder, check_writable
+from orchestrator.spec import MODEL_NAME_PATTERN
+from orchestrator.storage import Folder
 from orchestrator.tracking import register_later
 from orchestrator.trials.book import HALT_AFTER
 from orchestrator.trials.group import Group, Record, read_trials
 from orchestrator.trials.population import complete
 from orchestrator.trials.prepare import one_process, prepare
-from orchestrator.trials.session import finish_group, group_session
+from orchestrator.trials.session import existing, finish_group, group_session
 from search_spaces import Space
 
 
@@ -56,17 +58,23 @@ def search(request: Request, group: Group, *, display: Display | None = None) ->
     """
     display = display or Display()
     experiment = one_process(request.experiment)
-    places = find_places(experiment)
-    check_writable(places.storage, setting="storage.path")
+    places = keep_tracking(find_places(experiment), group.folder, experiment)
+    check_places(places, experiment)
     space = request.space
     base = trial_base(experiment, space, epochs=request.epochs)
     total = count_trials(space, flatten(base.experiment.model_dump()), request.trials)
+    _check_not_fewer(request, group)
+    if request.register is not None and not re.match(MODEL_NAME_PATTERN, request.register):
+        raise UserError(
+            f"--register {request.register!r}: MLflow takes no name that is empty or has a slash "
+            "or a colon"
+        )
     if request.register and not request.final_seeds:
         raise UserError("--register registers a final run: give --final-seeds 1 or more")
     if request.register and places.tracking_uri is None:
         raise UserError("--register needs MLflow: set tracking.enabled: true")
     check_resources(experiment.scaling)
-    with display.step(f"{group.name}: reading images and networks"):
+    with existing(group), display.step(f"{group.name}: reading images and networks"):
         inputs = read_inputs(base.experiment)
     notes = [
         *base.notes,
@@ -145,6 +153,15 @@ def _end(run: Running, records: Sequence[Record], best: Record, finals: list[Rec
     )
     student = run.finals / chosen.name if chosen else None
     return Outcome(run.group, record, student, report)
+
+
+def _check_not_fewer(request: Request, group: Group) -> None:
+    known = len((group.folder / "trials").names())
+    if group.exists and request.trials is not None and request.trials < known:
+        raise UserError(
+            f"--trials {request.trials}: {group.name} has {known} trials already: give more to "
+            "extend it"
+        )
 
 
 def _read(trials: Folder, space: Space) -> list[Record]:

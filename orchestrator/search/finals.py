@@ -41,7 +41,7 @@ def run_finals(run: Running, winner: Record) -> list[Record]:
     left = [trial for trial in planned if trial.name not in done]
     if left:
         run.display.say(
-            f"{run.group.name}: trial {winner.name} is best: {len(planned)} full runs of it"
+            f"{run.group.name}: trial {winner.name} is best; full runs of it: {len(planned)}"
         )
         seeds = {trial.name: {"seed": trial.details["seed"]} for trial in planned}
         with Board(

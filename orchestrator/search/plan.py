@@ -125,7 +125,10 @@ def trial_base(experiment: Experiment, space: Space, *, epochs: int | None) -> T
     own = experiment.train.epochs
     if epochs is not None and epochs != own:
         updates = scaled_to(experiment, epochs)
-        notes.append(f"trials train for {epochs} of {own} epochs, with the schedule scaled to that")
+        notes.append(
+            f"trials train for {epochs} epochs and the final runs for the experiment's {own}: the "
+            "schedule is scaled to that"
+        )
     if space.scheduler in ("asha", "median") and experiment.schedule.kind == "step":
         updates["schedule.kind"] = "cosine"
         notes.append(

@@ -64,6 +64,7 @@ def search_record(
         goals=[(g.metric, g.mode) for g in space.goals],
         scheduler=space.scheduler,
         searcher=space.searcher,
+        domains={path: parameter.kind for path, parameter in space.parameters.items()},
         epochs=epochs,
         finals_differ=_differ(experiment, finals),
         rungs=rungs(space, epochs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,8 @@ class SpaceSource:
             return Trial(record.name, record.experiment, record.settings, record.details, INPUTS)
         refused = 0
         while len(self._used) < self._total:
-            name = f"{len(self._used) + 1:04d}"
+            numbers = (f"{number:04d}" for number in itertools.count(1))
+            name = next(number for number in numbers if number not in self._used)
             point = self._study.ask(name)
             if point is None:
                 self._say(f"the space has no point that is not tried: {len(self._used)} trials")

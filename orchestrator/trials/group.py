@@ -8,14 +8,15 @@ whole. The folders are all the state there is: a group that was cut off anywhere
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from orchestrator.errors import UserError
+from orchestrator.errors import DamagedFile, UserError
 from orchestrator.experiment_file import build_experiment, changed, flatten
 from orchestrator.journal import Journal
-from orchestrator.runs import read_state
-from orchestrator.spec import Experiment
+from orchestrator.runs import check_unused, read_state
+from orchestrator.spec import NAME_PATTERN, Experiment
 from orchestrator.storage import Folder
 from orchestrator.tracking_files import GROUP_FILE
 
@@ -92,6 +93,10 @@ def open_group(
     Raises:
         UserError: the name is taken by something else.
     """
+    if not re.match(NAME_PATTERN, name):
+        raise UserError(
+            f"--name {name!r}: use letters, digits, '.', '_' and '-', the first a letter or digit"
+        )
     # As they come back from the file.
     definition, request = json.loads(json.dumps(definition)), json.loads(json.dumps(request))
     if new:
@@ -101,10 +106,11 @@ def open_group(
             name = f"{base}-{number}"
         return Group(kind, storage / name, definition, request, exists=False)
     folder = storage / name
-    stored = folder.read_json(GROUP_FILE)
+    stored = _read_group(folder)
     if stored is None:
         if folder.read("spec.json") is not None:
             raise UserError(f"{name!r} is a single run in {storage.location}: give another --name")
+        check_unused(folder)
         return Group(kind, folder, definition, request, exists=False)
     if stored["kind"] != kind:
         raise UserError(f"{name!r} is a {stored['kind']}, not a {kind}: give another --name")
@@ -130,7 +136,7 @@ def find_group(kind: Kind, name: str, storage: Folder) -> Group:
         UserError: there is none of that kind.
     """
     folder = storage / name
-    stored = folder.read_json(GROUP_FILE)
+    stored = _read_group(folder)
     if stored is None or stored["kind"] != kind:
         known = [
             other
@@ -190,6 +196,12 @@ def read_trial(folder: Folder) -> Record | None:
     """One trial; None when it was cut off before it was written down."""
     spec, trial = folder.read_json("spec.json"), folder.read_json("trial.json")
     if spec is None or trial is None:
+        if folder.read("state.json") is not None:
+            name = "spec.json" if spec is None else "trial.json"
+            raise DamagedFile(
+                f"{folder.location}/{name} is not there, though the trial has begun. Restore it, "
+                "or remove the folder to forget the trial"
+            )
         return None
     history: dict[int, dict[str, float]] = {}
     for point in Journal(folder).points():
@@ -222,6 +234,23 @@ def best_so_far(history: Mapping[int, Mapping[str, float]], metric: str) -> dict
             best = metrics
         scores[epoch] = best[metric]
     return scores
+
+
+def _read_group(folder: Folder) -> dict[str, Any] | None:
+    """The group's file.
+
+    Raises:
+        DamagedFile: it is another file.
+    """
+    stored = folder.read_json(GROUP_FILE)
+    if stored is None:
+        return None
+    if not isinstance(stored, dict) or not {"kind", "definition", "request"} <= stored.keys():
+        raise DamagedFile(
+            f"{folder.location}/{GROUP_FILE} is damaged: it says neither search nor comparison. "
+            "Restore it, or move the folder away to start anew"
+        )
+    return stored
 
 
 def _is_kind(folder: Folder, kind: Kind) -> bool:

@@ -93,6 +93,16 @@ def _step(point: Point) -> int:
 
 
 @contextmanager
+def existing(group: Group) -> Iterator[None]:
+    """Before a session: a signal names the group when there is one to go on with."""
+    try:
+        yield
+    except Interrupted as error:
+        error.run = group.name if group.exists else None
+        raise
+
+
+@contextmanager
 def group_session(group: Group, places: Places, scaling: ScalingSpec) -> Iterator[Tracking]:
     """A group's folder for this process alone, with Ray.
 

@@ -57,7 +57,7 @@ def test_a_killed_driver_leaves_no_process_and_its_run_goes_on_with_the_same_num
     digits.wait_until_gone(below, timeout=120)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_command_in_order_and_names_the_way_on(
     workplace: Path, teacher: Path, number: signal.Signals
 ) -> None:

@@ -186,7 +186,7 @@ def test_a_killed_search_is_resumed_and_a_finished_one_extended(
         workplace, "search", "--resume", "run-own", "--final-seeds", "2", "--register", "students"
     )
     assert list(trials(folder)) == ["0001", "0002", "0003", "0004"]
-    assert f"{len(finished)} trials have ended" in output
+    assert f"trials that have ended: {len(finished)};" in output
     for name, before in finished.items():  # not touched
         assert content(folder / "trials" / name / "journal") == before
     after = content(folder / "trials" / cut_off / "journal")

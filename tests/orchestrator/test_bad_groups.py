@@ -11,6 +11,8 @@ import pytest
 import yaml
 from test_bad_input import dcd, experiment, listing  # noqa: F401  (fixtures)
 
+from orchestrator.comparison.request import Request as Comparison
+from orchestrator.comparison.request import open_comparison, parse_arms
 from orchestrator.experiment_file import load_experiment
 from orchestrator.search.plan import read_space
 from orchestrator.search.request import Request, open_search
@@ -57,6 +59,20 @@ SPACES: dict[str, dict[str, Any]] = {
         ("search --resume x", "no search 'x' in"),
         ("search dcd e.yaml --resume x", "--resume takes the search as it is: drop SPACE, FILE"),
         (f"search dcd e.yaml --name {'x' * 90}", "80 characters at most"),
+        ("search dcd e.yaml --name ..", "--name '..': use letters, digits"),
+        ("search dcd e.yaml --name a/b", "--name 'a/b': use letters, digits"),
+        ("search dcd e.yaml --name ä", "--name 'ä': use letters, digits"),
+        ("compare e.yaml --arms ce,kd --name .", "--name '.': use letters, digits"),
+        ("search dcd e.yaml --storage . --name mine", "mine is no run and holds 'kept.txt'"),
+        ("compare e.yaml --arms ce,kd --storage . --name mine", "is no run and holds 'kept.txt'"),
+        ("distill e.yaml --storage . --set name=mine", "mine is no run and holds 'kept.txt'"),
+        ("search dcd e.yaml --register a/b", "--register 'a/b': MLflow takes no name"),
+        ("search e.yaml dcd", "dcd is a search space: its name comes first, then the experiment"),
+        ("compare e.yaml --arm objective.kd_weight=1", "expected NAME='PATH=VALUE ...'"),
+        (
+            "search dcd e.yaml --set tracking.enabled=true --set tracking.uri=sqlite:////proc/x.db",
+            "tracking.uri: /proc is not writable",
+        ),
         ("compare e.yaml", "a comparison needs at least two arms"),
         ("compare e.yaml --arms ce", "a comparison needs at least two arms"),
         ("compare e.yaml --arms ce,ce", "the arm 'ce' is given twice"),
@@ -94,6 +110,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     grid = {"title": "t", "description": "d", "searcher": "grid"}
     grid["parameters"] = {"optimizer.lr": {"grid": [0.01, 0.1]}}
     Path("grid.yaml").write_text(yaml.safe_dump(grid))
+    Path("mine").mkdir()
+    Path("mine/kept.txt").write_text("mine")
     before = listing(Path.cwd())
     # A space within brackets is none between arguments.
     ended = dcd(*re.split(r" (?![^\[]*\])", arguments))
@@ -113,6 +131,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
         ("compare e.yaml --arms ce,kd --name s", "'s' is a search, not a comparison"),
         ("compare --resume s", "no comparison 's' in"),
         ("search --resume s --epochs 3 --name t", "drop --epochs, --name"),
+        ("search --resume s --trials 2", "--trials 2: s has 3 trials already: give more"),
+        ("compare --resume c --seeds 3", "--seeds 3: c has 5 seeds already: give more"),
+        ("compare e.yaml --arms ce,kd --name c --seeds 3", "--seeds 3: c has 5 seeds already"),
     ],
 )
 def test_a_name_that_something_else_has_is_left_alone(
@@ -128,6 +149,11 @@ def test_a_name_that_something_else_has_is_left_alone(
         Path(f"{name}.yaml").write_text(yaml.safe_dump(values))
     request = Request(load_experiment(Path("e.yaml")), read_space("good.yaml"), "good")
     write_group(open_search(request, name="s"))
+    for number in range(1, 4):
+        (Folder("dcd_runs") / "s" / "trials").write(f"000{number}/trial.json", "{}")
+    arms = parse_arms("ce,kd", [])
+    asked = Comparison(request.experiment, arms, "ce", seeds=5, metric="test/top1", vary_data=False)
+    write_group(open_comparison(asked, name="c"))
     (Folder("dcd_runs") / "r").write("spec.json", "{}")
     before = listing(Path.cwd())
     ended = dcd(*arguments.split())
@@ -148,7 +174,7 @@ def test_the_plan_of_a_search_tells_trials_rungs_and_how_many_at_once(
         "compared   after epochs 1, 3",
         "budget     9 epochs each",
         "objective.init_bias: uniform [-8.0, 0.0] when objective.contrast is sigmoid",
-        "trials train for 9 of 30 epochs",
+        "trials train for 9 epochs and the final runs for the experiment's 30",
         "at once    ",
     ):
         assert text in ended.out, text

@@ -56,7 +56,10 @@ def dcd(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Ended]]:
     """Runs the command line in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str) -> Ended:
@@ -300,7 +303,9 @@ def test_a_stopped_command_prints_the_one_that_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_the_program_with_its_code_and_the_printed_command_goes_on(
     experiment: Any, workplace: Path, number: signal.Signals, code: int
 ) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import tiny_experiment
 
-from orchestrator.comparison.driver import compare
+from orchestrator.comparison.driver import _equal_arms, compare
 from orchestrator.comparison.request import Request, open_comparison, parse_arms
 from orchestrator.errors import UserError
-from orchestrator.experiment_file import build_experiment
+from orchestrator.experiment_file import build_experiment, changed
 from orchestrator.progress import Display
 
 
@@ -45,7 +45,7 @@ def test_methods_and_overrides_are_arms() -> None:
     [
         ("ce,kdd", [], "--arms: no method 'kdd'; did you mean 'kd'"),
         (None, ["only"], "--arm only: expected NAME='PATH=VALUE ...'"),
-        (None, ["x=1"], "--arm x 1: expected PATH=VALUE"),
+        (None, ["x=1"], "--arm x=1: expected NAME='PATH=VALUE ...'"),
         ("ce", ["ce=objective.kd_weight=1"], "the arm 'ce' is given twice"),
     ],
 )
@@ -76,6 +76,24 @@ def test_an_arm_that_is_no_experiment_is_refused_by_its_name(tmp_path: Any) -> N
     with pytest.raises(UserError, match=r"arm 'odd': objective.nothing: unknown key"):
         compare(wrong, open_comparison(wrong), display=Display())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_arms_that_cannot_differ_are_told() -> None:
+    base = request().experiment
+    arms = {
+        "own": base,
+        "spelt out": changed(base, {"objective.kd_weight": 1.0}),
+        "bias": changed(base, {"objective.init_bias": -3.0}),
+        "other": changed(base, {"objective.kd_weight": 2.0}),
+        "sigmoid": changed(base, {"objective.contrast": "sigmoid"}),
+        "sigmoid bias": changed(
+            base, {"objective.contrast": "sigmoid", "objective.init_bias": -3.0}
+        ),
+    }
+    assert _equal_arms(arms) == [
+        "arms 'own' and 'spelt out' are the same: they cannot differ",
+        "arms 'own' and 'bias' are the same: they cannot differ",
+    ]
 
 
 def test_the_number_of_seeds_may_grow_but_arms_may_not_change(tmp_path: Any) -> None:

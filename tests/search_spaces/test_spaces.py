@@ -228,7 +228,10 @@ def test_unknown_and_missing_keys_are_named(refusal: Refusal) -> None:
     assert refusal(lr, pbt={"size": 3}) == (
         "pbt.size: unknown key 'size'; known keys: population, interval"
     )
-    assert refusal(lr, objectives=[{"metrik": "val/top1"}]) == "objectives.0.metric: is missing"
+    assert refusal(lr, objectives=[{"mode": "max"}]) == "objectives.0.metric: is missing"
+    assert refusal(lr, objectives=[{"metrik": "val/top1"}]) == (
+        "objectives.0.metrik: unknown key 'metrik'; did you mean 'metric'?"
+    )
 
 
 def test_a_wrong_choice_or_type_is_told_with_what_is_allowed(refusal: Refusal) -> None:

@@ -76,6 +76,7 @@ def search(*trials: TrialRow, **changes: Any) -> SearchRecord:
         "goals": [("val/top1", "max")],
         "scheduler": "none",
         "searcher": "tpe",
+        "domains": {},
         "epochs": 10,
         "finals_differ": None,
         "rungs": [],

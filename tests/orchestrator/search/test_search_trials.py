@@ -91,6 +91,25 @@ def test_a_space_whose_points_are_all_refused_ends(tmp_path: Path) -> None:
     )
 
 
+def test_the_number_of_a_trial_that_was_removed_is_given_again(tmp_path: Path) -> None:
+    base, of = experiment(), space({"optimizer.lr": {"uniform": [0.1, 0.2]}})
+    known = [record(n, "finished", settings={"optimizer.lr": 0.1}) for n in ("0001", "0003")]
+    source = SpaceSource(
+        of,
+        Study(of, flatten(base.model_dump()), num_trials=4, seed=0, tried=[]),
+        base=base,
+        group_name="s",
+        dataset=load_dataset(base.data),
+        trials=Folder(str(tmp_path)),
+        records=known,
+        total=4,
+        say=print,
+    )
+    new = [source.next(), source.next()]
+    assert [trial.name for trial in new if trial is not None] == ["0002", "0004"]
+    assert source.next() is None
+
+
 def test_a_finished_trial_is_ranked_by_the_student_that_it_left() -> None:
     """A member of a population may have taken over a student that is older than its own epochs."""
     of = space({"objective.kd_weight": {"uniform": [0.0, 1.0]}})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny_experiment
 
-from orchestrator.errors import UserError
+from orchestrator.errors import DamagedFile, UserError
 from orchestrator.experiment_file import build_experiment
 from orchestrator.journal import Journal
 from orchestrator.runs import write_state
@@ -107,6 +107,31 @@ def test_a_trial_is_read_back_with_all_that_is_known_of_it(storage: Folder) -> N
     write_state(folder, "finished")
     finished = read_trial(folder)
     assert finished is not None and finished.result == {"val/top1": 50.0}
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"kind": "search"}', "no JSON"])
+def test_a_damaged_group_is_named(storage: Folder, content: str) -> None:
+    storage.write("s/group.json", content)
+    with pytest.raises(DamagedFile, match=r"s/group\.json is damaged"):
+        opened(storage)
+    with pytest.raises((DamagedFile, UserError), match=r"damaged|no search 's'"):
+        find_group("search", "s", storage)
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(storage: Folder) -> None:
+    storage.write("s/thesis.tex", "")
+    with pytest.raises(UserError, match=r"runs/s is no run and holds 'thesis\.tex'"):
+        opened(storage)
+
+
+@pytest.mark.parametrize("name", ["spec.json", "trial.json"])
+def test_a_trial_that_has_lost_a_file_is_named(storage: Folder, name: str) -> None:
+    folder = storage / "trials" / "0001"
+    create_trial(folder, experiment(), {})
+    write_state(folder, "finished")
+    folder.delete(name)
+    with pytest.raises(DamagedFile, match=rf"0001/{name} is not there, though the trial has begun"):
+        read_trials(storage / "trials")
 
 
 def test_a_trial_that_was_cut_off_before_it_was_written_down_is_none(storage: Folder) -> None:
