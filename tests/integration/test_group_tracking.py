@@ -687,7 +687,9 @@ def test_a_tracker_process_ends_with_its_driver(
     group = start_group(storage, server.uri)
     code = textwrap.dedent(
         """
-        import sys, time
+        import signal, sys, time
+        # What is started in the background of a shell may have it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from orchestrator.storage import Folder
         from orchestrator.tracker_process import TrackerProcess
         TrackerProcess(Folder(sys.argv[1])).start()
