@@ -10,6 +10,7 @@ from dcd_core.batch_norm import synchronise_batch_norm
 from dcd_core.distiller import Distiller, DistillerOutput
 from dcd_core.distributed import gather_rows, shares
 from dcd_core.features import FeatureModel, ModelOutput, find_classifier
+from dcd_core.frozen import FrozenTeacher, fold_batch_norm_
 from dcd_core.models import MODELS, build_model
 from dcd_core.objective import Losses, Objective
 from dcd_core.step import EpochMeans, Meter, MicroBatch, freeze_teacher, train_step
@@ -30,6 +31,7 @@ __all__ = [
     "DistillerOutput",
     "EpochMeans",
     "FeatureModel",
+    "FrozenTeacher",
     "Losses",
     "Meter",
     "MicroBatch",
@@ -41,6 +43,7 @@ __all__ = [
     "cross_entropy",
     "default_init_bias",
     "find_classifier",
+    "fold_batch_norm_",
     "freeze_teacher",
     "gather_rows",
     "kd_divergence",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcd_core import FeatureModel, MicroBatch, normalize, shares
+from dcd_core import FrozenTeacher, MicroBatch, normalize, shares
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
 
@@ -35,7 +35,7 @@ class Recipe:
 
 def micro_batches(
     batch: Tensor,
-    teacher: FeatureModel | None,
+    teacher: FrozenTeacher | None,
     *,
     epoch: int,
     training: Images,
@@ -63,14 +63,14 @@ def micro_batches(
         logits = features = None
         if teacher is not None and recipe.teacher_pixels is not None:
             if needs_logits or needs_features:
-                logits, features = _teach(
-                    teacher, images, pixels=recipe.teacher_pixels, precision=recipe.precision
-                )
+                logits, features = _teach(teacher, images, pixels=recipe.teacher_pixels)
             elif takes_features:  # any will do, and these cost no pass of the teacher
                 features = torch.zeros(len(images), teacher.feature_dim, device=ranks.device)
         pixels = recipe.student_pixels
         yield MicroBatch(
-            images=normalize(images, mean=pixels.mean, std=pixels.std),
+            images=normalize(images, mean=pixels.mean, std=pixels.std).contiguous(
+                memory_format=torch.channels_last
+            ),
             labels=training.labels[own].to(ranks.device, non_blocking=True),
             teacher_logits=logits if needs_logits else None,
             teacher_features=features if takes_features else None,
@@ -78,14 +78,12 @@ def micro_batches(
         )
 
 
-@torch.no_grad()
 def _teach(
-    teacher: FeatureModel, images: Tensor, *, pixels: PixelStatistics, precision: torch.dtype
+    teacher: FrozenTeacher, images: Tensor, *, pixels: PixelStatistics
 ) -> tuple[Tensor, Tensor]:
     """The frozen teacher's logits (n, K) and features (n, D)."""
     inputs = normalize(images, mean=pixels.mean, std=pixels.std)
     if len(images) == 0:  # many networks cannot run on no image: run one and take no row of it
         inputs = torch.zeros(1, *inputs.shape[1:], device=inputs.device)
-    with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
-        output = teacher(inputs)
+    output = teacher(inputs)
     return output.logits[: len(images)], output.features[: len(images)]

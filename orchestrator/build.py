@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,30 @@ from orchestrator.loop import HEADS_STREAM
 from orchestrator.schedule import lr_factor
 from orchestrator.spec import DataSpec, Experiment, Normalization, ObjectiveSpec, OptimizerSpec
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precisions(NamedTuple):
+    """In what the networks compute."""
+
+    student: torch.dtype
+    teacher: torch.dtype
+
+
+def build_precisions(experiment: Experiment, device: torch.device) -> Precisions:
+    """The spec's precisions on a device."""
+    student = experiment.train.precision
+    if student == "auto":
+        student = "bf16" if _has_fast_bf16(device) else "fp32"
+    teacher = experiment.teacher.precision if experiment.teacher else "auto"
+    return Precisions(_PRECISIONS[student], _PRECISIONS[student if teacher == "auto" else teacher])
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Without AMX, bf16 on a CPU is no faster than fp32, or slower.
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
 
 
 def student_pixels(spec: DataSpec, dataset: Dataset) -> PixelStatistics:
@@ -101,7 +125,11 @@ def build_optimizer(distiller: Distiller, spec: OptimizerSpec) -> torch.optim.Op
 
 
 def build_recipe(
-    experiment: Experiment, pixels: PixelStatistics, teacher_pixels: PixelStatistics | None
+    experiment: Experiment,
+    pixels: PixelStatistics,
+    teacher_pixels: PixelStatistics | None,
+    *,
+    precision: torch.dtype,
 ) -> Recipe:
     data, train, schedule = experiment.data, experiment.train, experiment.schedule
 
@@ -121,7 +149,7 @@ def build_recipe(
         epochs=train.epochs,
         batch_size=train.batch_size,
         accumulate=train.accumulate,
-        precision=PRECISIONS[train.precision],
+        precision=precision,
         max_grad_norm=experiment.optimizer.max_grad_norm,
         seed=experiment.seed,
         data_seed=data.seed,

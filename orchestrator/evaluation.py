@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
-from dcd_core import FeatureModel, normalize, shares
+from dcd_core import FeatureModel, FrozenTeacher, normalize, shares
 from orchestrator.data import ImageSet
 from orchestrator.reporter import Ranks
 
@@ -72,6 +72,28 @@ def evaluate(
     model.train(was_training)
     top1, top5, loss_sum = (sums / len(split.labels)).tolist()
     return Scores(100 * top1, 100 * top5 if num_classes > 5 else None, loss_sum)
+
+
+@torch.no_grad()
+def agreement(
+    model: FeatureModel,
+    other: FrozenTeacher,
+    split: Images,
+    *,
+    pixels: PixelStatistics,
+    ranks: Ranks,
+) -> float:
+    """Percentage of a split's images for which two classifiers in eval mode answer the same."""
+    same = torch.zeros((), dtype=torch.int64, device=ranks.device)
+    own = slice(*_own_range(len(split.labels), ranks))
+    for images in split.images[own].split(_EVAL_BATCH):
+        if len(images) > 0:
+            inputs = normalize(images.to(ranks.device), mean=pixels.mean, std=pixels.std)
+            answers, others = (network(inputs).logits.argmax(1) for network in (model, other))
+            same += (answers == others).sum()
+    if ranks.size > 1:
+        dist.all_reduce(same)
+    return 100 * same.item() / len(split.labels)
 
 
 def score_metrics(prefix: str, scores: Scores) -> dict[str, float]:

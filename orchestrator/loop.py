@@ -15,7 +15,7 @@ from torch import nn
 
 from dcd_core import (
     Distiller,
-    FeatureModel,
+    FrozenTeacher,
     Meter,
     Objective,
     mix,
@@ -37,7 +37,7 @@ _RNG_STREAM, HEADS_STREAM = 11, 12
 
 def train(
     distiller: Distiller,
-    teacher: FeatureModel | None,
+    teacher: FrozenTeacher | None,
     *,
     objective: Callable[[int], Objective],
     optimizer: torch.optim.Optimizer,
@@ -161,7 +161,7 @@ def _diverged(what: str, done: Checkpoint | None) -> Diverged:
 def _train_epoch(
     distiller: Distiller,
     module: nn.Module,
-    teacher: FeatureModel | None,
+    teacher: FrozenTeacher | None,
     *,
     epoch: int,
     objective: Objective,

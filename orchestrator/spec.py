@@ -34,6 +34,9 @@ METHOD_WEIGHTS: dict[str, dict[str, float | None]] = {
 }
 
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent conversion of types."""
 
@@ -201,6 +204,8 @@ class TeacherSpec(Section):
     stop when it is no better than chance."""
     fit: FitSpec | None = None
     """Train the teacher first instead of loading it."""
+    precision: Precision = "auto"
+    """Of the teacher's computation while a student learns; `auto` is that of `train.precision`."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> TeacherSpec:
@@ -399,8 +404,9 @@ class TrainSpec(Section):
     accumulate: Count = 1
     """Micro-batches per optimizer step. DCD compares the images of one micro-batch, so this changes
     the objective."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the networks; losses are always in fp32."""
+    precision: Precision = "fp32"
+    """Precision of the networks; losses are always in fp32. `auto` is bf16 where the device is
+    faster in it than in fp32 (CPUs with AMX, GPUs from Ampere on), else fp32."""
     compile: bool = False
     """Compile the student and the teacher with torch.compile."""
 

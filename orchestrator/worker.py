@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from dcd_core import Distiller, FeatureModel, synchronise_batch_norm
+from dcd_core import Distiller, FeatureModel, FrozenTeacher, synchronise_batch_norm
 from orchestrator import loop
 from orchestrator.build import (
+    Precisions,
     build_distiller,
     build_objective,
     build_optimizer,
+    build_precisions,
     build_recipe,
     example_images,
     feature_layers,
@@ -24,7 +28,14 @@ from orchestrator.build import (
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 from orchestrator.data import Dataset
 from orchestrator.errors import RunFailed, UserError
-from orchestrator.evaluation import Images, PixelStatistics, Scores, evaluate, score_metrics
+from orchestrator.evaluation import (
+    Images,
+    PixelStatistics,
+    Scores,
+    agreement,
+    evaluate,
+    score_metrics,
+)
 from orchestrator.reporter import Ranks, Reporter
 from orchestrator.sources import build_student, build_teacher
 from orchestrator.spec import Experiment, TeacherSpec
@@ -85,11 +96,16 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     assert networks is not None
     student, teacher = networks
 
+    precisions = build_precisions(experiment, ranks.device)
+    frozen = _freeze(teacher, precisions)
+    if ranks.rank == 0:
+        logger.info("precision: student %s, teacher %s", *precisions)
     teacher_metrics: dict[str, float] = {}
-    if teacher is not None and _knows_the_classes(teacher, dataset):
-        teacher_metrics = _score_teacher(work, teacher, dataset, ranks)
+    if teacher is not None and frozen is not None and _knows_the_classes(teacher, dataset):
+        teacher_metrics = _score_teacher(work, teacher, frozen, dataset, ranks)
     reporter.report({0: teacher_metrics} if teacher_metrics else {})
 
+    student.to(memory_format=torch.channels_last)
     if ranks.size > 1 and experiment.scaling.synchronised:
         synchronise_batch_norm(student)
     distiller = build_distiller(
@@ -101,17 +117,17 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     ).to(ranks.device)
     if experiment.train.compile:
         student.compile()
-        if teacher is not None:
-            teacher.compile()
+        if frozen is not None:
+            frozen.compile()
     checkpoints = Checkpoints(work.run / "checkpoints", keep=experiment.storage.keep)
     last = loop.train(
         distiller,
-        teacher,
+        frozen,
         objective=build_objective(experiment.objective),
         optimizer=build_optimizer(distiller, experiment.optimizer),
         training=Images.of(dataset.train),
         validation=validation,
-        recipe=build_recipe(experiment, pixels, work.teacher_pixels),
+        recipe=build_recipe(experiment, pixels, work.teacher_pixels, precision=precisions.student),
         checkpoints=checkpoints,
         reporter=reporter,
     )
@@ -142,15 +158,26 @@ def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float
     """
     pixels = student_pixels(work.experiment.data, shared.dataset)
     _, teacher = _build_networks(work, shared, pixels, ranks)
-    if teacher is None or not _knows_the_classes(teacher, shared.dataset):
+    frozen = _freeze(teacher, build_precisions(work.experiment, ranks.device))
+    if teacher is None or frozen is None or not _knows_the_classes(teacher, shared.dataset):
         return {}
-    return _score_teacher(work, teacher, shared.dataset, ranks)
+    return _score_teacher(work, teacher, frozen, shared.dataset, ranks)
+
+
+def _freeze(teacher: FeatureModel | None, precisions: Precisions) -> FrozenTeacher | None:
+    """A copy that is fast, beside the teacher itself, which is scored as it came."""
+    if teacher is None:
+        return None
+    return FrozenTeacher(copy.deepcopy(teacher), precision=precisions.teacher)
 
 
 def _score_teacher(
-    work: Work, teacher: FeatureModel, dataset: Dataset, ranks: Ranks
+    work: Work, teacher: FeatureModel, frozen: FrozenTeacher, dataset: Dataset, ranks: Ranks
 ) -> dict[str, float]:
-    """Its scores on the validation images, measured here unless they are known."""
+    """Its scores on the validation images, measured here unless they are known.
+
+    In half precision, also how often the fast copy answers as the teacher itself does.
+    """
     assert work.teacher is not None and work.teacher_pixels is not None
     if work.teacher_scores is not None:
         metrics = dict(work.teacher_scores)
@@ -158,6 +185,15 @@ def _score_teacher(
         validation = Images.of(dataset.val)
         scores = evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
         metrics = _teacher_scores("val", scores)
+        if frozen.precision != torch.float32:
+            same = agreement(teacher, frozen, validation, pixels=work.teacher_pixels, ranks=ranks)
+            metrics["teacher/val_agreement"] = same
+            if ranks.rank == 0:
+                logger.info(
+                    "the teacher in %s answers as in fp32 for %.2f %% of the validation images",
+                    frozen.precision,
+                    same,
+                )
     check_teacher(metrics["teacher/val_top1"], dataset, min_top1=work.teacher.min_top1)
     return metrics
 

@@ -131,6 +131,9 @@ KNOBS = [
     Knob("teacher.normalize.std", [0.3], [0.2], base={"teacher.normalize.mean": [0.2]}),
     Knob("teacher.min_top1", 0, 90),
     Knob("teacher.min_top1", 0, None),  # by default, chance level is the least
+    Knob("teacher.precision", "auto", "bf16"),
+    Knob("teacher.precision", "fp32", "fp16"),
+    Knob("teacher.precision", "auto", "fp32", base={"train.precision": "bf16"}),
     Knob("teacher.fit.epochs", 1, 2, base=FIT),
     Knob("teacher.fit.batch_size", 20, 10, base=FIT),
     Knob("teacher.fit.seed", 0, 1, base=FIT),
