@@ -47,8 +47,9 @@ def build_precisions(experiment: Experiment, device: torch.device) -> Precisions
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Without AMX, bf16 on a CPU is no faster than fp32, or slower.
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    # Other CPUs convert to fp32 and back.
+    own = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and bool(own)
 
 
 def student_pixels(spec: DataSpec, dataset: Dataset) -> PixelStatistics:

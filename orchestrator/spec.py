@@ -406,7 +406,7 @@ class TrainSpec(Section):
     the objective."""
     precision: Precision = "fp32"
     """Precision of the networks; losses are always in fp32. `auto` is bf16 where the device is
-    faster in it than in fp32 (CPUs with AMX, GPUs from Ampere on), else fp32."""
+    faster in it than in fp32 (CPUs with AMX or AVX512-BF16, GPUs from Ampere on), else fp32."""
     compile: bool = False
     """Compile the student and the teacher with torch.compile."""
 

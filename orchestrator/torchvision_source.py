@@ -1,18 +1,23 @@
-"""torchvision's classifiers by name, with or without its weights."""
+"""torchvision's classifiers by name, with or without its weights.
+
+torchvision is imported where it is used: that takes as long as all other imports of a command, and
+most experiments do without.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
-from torchvision import models
-from torchvision.models import WeightsEnum
 
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
 from orchestrator.function_source import call_builder
 from orchestrator.spec import Normalization
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 TORCHVISION = "torchvision:"
 """What a source of this module begins with."""
@@ -47,6 +52,8 @@ def build_torchvision(
     Raises:
         UserError: there is no such network or no such weights, or building it fails.
     """
+    from torchvision import models
+
     build = models.get_model_builder(_checked_name(source))
     auxiliary = source.removeprefix(TORCHVISION) in _AUXILIARY
     if weights is None:
@@ -92,6 +99,8 @@ def weights_facts(source: str, weights: str) -> WeightsFacts:
 
 
 def _checked_name(source: str) -> str:
+    from torchvision import models
+
     if not source.startswith(TORCHVISION):
         raise UserError(f"{source}: weights are torchvision's: use them with {TORCHVISION}NAME")
     name = source.removeprefix(TORCHVISION)
@@ -102,6 +111,8 @@ def _checked_name(source: str) -> str:
 
 
 def _entry(source: str, weights: str) -> WeightsEnum:
+    from torchvision import models
+
     choices: type[WeightsEnum] = models.get_model_weights(_checked_name(source))
     names = [*choices.__members__]
     key = weights.removeprefix(f"{choices.__name__}.")
