@@ -23,8 +23,12 @@ class PixelStatistics(NamedTuple):
     std: tuple[float, ...]
 
 
+_RESIDENT_SHARE = 0.25
+"""A split stays on a GPU when it takes no more than this share of the memory that is free there."""
+
+
 class Images(NamedTuple):
-    """One split as tensors in host memory."""
+    """One split as tensors, in host memory or on the device that computes."""
 
     images: Tensor  # (M, C, H, W) uint8
     labels: Tensor  # (M,) int64
@@ -34,6 +38,15 @@ class Images(NamedTuple):
     def of(cls, split: ImageSet) -> Images:
         """The same memory as the numpy arrays, which may be read-only."""
         return cls(*(from_dlpack(a) for a in (split.images, split.labels, split.indices)))
+
+    def resident(self, device: torch.device) -> Images:
+        """The same on the device, where that is a GPU with room for it: no step copies then."""
+        if device.type != "cuda":
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        if sum(tensor.nbytes for tensor in self) > _RESIDENT_SHARE * free:
+            return self
+        return Images(*(tensor.to(device) for tensor in self))
 
 
 class Scores(NamedTuple):

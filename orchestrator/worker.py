@@ -82,7 +82,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         Diverged: a loss was not finite.
     """
     experiment, dataset, ranks = work.experiment, shared.dataset, reporter.ranks
-    validation = Images.of(dataset.val)
+    validation = Images.of(dataset.val).resident(ranks.device)
     pixels = student_pixels(experiment.data, dataset)
     networks = error = None
     try:
@@ -125,7 +125,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         frozen,
         objective=build_objective(experiment.objective),
         optimizer=build_optimizer(distiller, experiment.optimizer),
-        training=Images.of(dataset.train),
+        training=Images.of(dataset.train).resident(ranks.device),
         validation=validation,
         recipe=build_recipe(experiment, pixels, work.teacher_pixels, precision=precisions.student),
         checkpoints=checkpoints,
