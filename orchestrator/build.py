@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,32 +23,6 @@ from orchestrator.evaluation import PixelStatistics
 from orchestrator.loop import HEADS_STREAM
 from orchestrator.schedule import lr_factor
 from orchestrator.spec import DataSpec, Experiment, Normalization, ObjectiveSpec, OptimizerSpec
-
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Precisions(NamedTuple):
-    """In what the networks compute."""
-
-    student: torch.dtype
-    teacher: torch.dtype
-
-
-def build_precisions(experiment: Experiment, device: torch.device) -> Precisions:
-    """The spec's precisions on a device."""
-    student = experiment.train.precision
-    if student == "auto":
-        student = "bf16" if _has_fast_bf16(device) else "fp32"
-    teacher = experiment.teacher.precision if experiment.teacher else "auto"
-    return Precisions(_PRECISIONS[student], _PRECISIONS[student if teacher == "auto" else teacher])
-
-
-def _has_fast_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Other CPUs convert to fp32 and back.
-    own = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return device.type == "cpu" and bool(own)
 
 
 def student_pixels(spec: DataSpec, dataset: Dataset) -> PixelStatistics:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from orchestrator.checkpoints import Checkpoints
+from orchestrator.computation import computation_tags
 from orchestrator.errors import Interrupted, UserError
 from orchestrator.inputs import Inputs, Teacher, fitted_teacher, read_inputs
 from orchestrator.journal import Journal
@@ -222,7 +223,7 @@ def _run(
             status="FINISHED",
             metrics=final_metrics(metrics),
             step=epochs,
-            tags={},
+            tags=computation_tags(folder),
             student=True,
         )
     write_state(folder, "finished")

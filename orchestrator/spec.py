@@ -407,8 +407,9 @@ class TrainSpec(Section):
     precision: Precision = "fp32"
     """Precision of the networks; losses are always in fp32. `auto` is bf16 where the device is
     faster in it than in fp32 (CPUs with AMX or AVX512-BF16, GPUs from Ampere on), else fp32."""
-    compile: bool = False
-    """Compile the student and the teacher with torch.compile."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the student and the teacher with torch.compile. `auto` does so where the run is long
+    enough to gain more than that costs, and a compiler is there."""
 
     @property
     def micro_batch_size(self) -> int:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from orchestrator.computation import describe_computation
 from orchestrator.distillation import Outcome
 from orchestrator.mlflow_client import without_password
 from orchestrator.places import storage_folder, tracking_place
@@ -29,6 +30,9 @@ def describe_outcome(outcome: Outcome, spec: Experiment) -> str:
             test_text = "-" if test is None else f"{test:.2f} %"
             lines.append(f"{name:<28}{val:>8.2f} %{test_text:>12}")
     lines += ["", f"run      {outcome.run} in {location}"]
+    computed = describe_computation(outcome.folder)
+    if computed is not None:
+        lines.append(f"computed {computed}")
     lines.append(f"student  orchestrator.load_student({location!r})")
     return "\n".join([*lines, *_mlflow_lines(outcome, spec)])
 

@@ -15,17 +15,16 @@ from torch.utils.dlpack import from_dlpack
 from dcd_core import Distiller, FeatureModel, FrozenTeacher, synchronise_batch_norm
 from orchestrator import loop
 from orchestrator.build import (
-    Precisions,
     build_distiller,
     build_objective,
     build_optimizer,
-    build_precisions,
     build_recipe,
     example_images,
     feature_layers,
     student_pixels,
 )
 from orchestrator.checkpoints import Checkpoint, Checkpoints
+from orchestrator.computation import Computation, choose_computation, write_computation
 from orchestrator.data import Dataset
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.evaluation import (
@@ -96,13 +95,14 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     assert networks is not None
     student, teacher = networks
 
-    precisions = build_precisions(experiment, ranks.device)
-    frozen = _freeze(teacher, precisions)
-    if ranks.rank == 0:
-        logger.info("precision: student %s, teacher %s", *precisions)
+    computation = _computation(work, shared, student, teacher, ranks)
+    frozen = _freeze(teacher, computation)
     teacher_metrics: dict[str, float] = {}
     if teacher is not None and frozen is not None and _knows_the_classes(teacher, dataset):
         teacher_metrics = _score_teacher(work, teacher, frozen, dataset, ranks)
+    if ranks.rank == 0:
+        same = teacher_metrics.get("teacher/val_agreement")
+        write_computation(work.run, computation, agreement=same)
     reporter.report({0: teacher_metrics} if teacher_metrics else {})
 
     student.to(memory_format=torch.channels_last)
@@ -115,7 +115,8 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         micro_batch_size=experiment.train.micro_batch_size,
         seed=experiment.seed,
     ).to(ranks.device)
-    if experiment.train.compile:
+    if computation.compiled:
+        torch.compiler.reset()  # a process that trains many students compiles each of them
         student.compile()
         if frozen is not None:
             frozen.compile()
@@ -127,7 +128,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         optimizer=build_optimizer(distiller, experiment.optimizer),
         training=Images.of(dataset.train).resident(ranks.device),
         validation=validation,
-        recipe=build_recipe(experiment, pixels, work.teacher_pixels, precision=precisions.student),
+        recipe=build_recipe(experiment, pixels, work.teacher_pixels, precision=computation.student),
         checkpoints=checkpoints,
         reporter=reporter,
     )
@@ -157,18 +158,36 @@ def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float
         UserError: it is no better than chance.
     """
     pixels = student_pixels(work.experiment.data, shared.dataset)
-    _, teacher = _build_networks(work, shared, pixels, ranks)
-    frozen = _freeze(teacher, build_precisions(work.experiment, ranks.device))
+    student, teacher = _build_networks(work, shared, pixels, ranks)
+    frozen = _freeze(teacher, _computation(work, shared, student, teacher, ranks))
     if teacher is None or frozen is None or not _knows_the_classes(teacher, shared.dataset):
         return {}
     return _score_teacher(work, teacher, frozen, shared.dataset, ranks)
 
 
-def _freeze(teacher: FeatureModel | None, precisions: Precisions) -> FrozenTeacher | None:
+def _computation(
+    work: Work,
+    shared: Shared,
+    student: FeatureModel,
+    teacher: FeatureModel | None,
+    ranks: Ranks,
+) -> Computation:
+    pixels = student_pixels(work.experiment.data, shared.dataset)
+    return choose_computation(
+        work.experiment,
+        ranks.device,
+        student=student,
+        teacher=teacher,
+        example=example_images(shared.dataset, pixels),
+        num_images=len(shared.dataset.train.labels) // ranks.size,
+    )
+
+
+def _freeze(teacher: FeatureModel | None, computation: Computation) -> FrozenTeacher | None:
     """A copy that is fast, beside the teacher itself, which is scored as it came."""
     if teacher is None:
         return None
-    return FrozenTeacher(copy.deepcopy(teacher), precision=precisions.teacher)
+    return FrozenTeacher(copy.deepcopy(teacher), precision=computation.teacher)
 
 
 def _score_teacher(
@@ -188,12 +207,6 @@ def _score_teacher(
         if frozen.precision != torch.float32:
             same = agreement(teacher, frozen, validation, pixels=work.teacher_pixels, ranks=ranks)
             metrics["teacher/val_agreement"] = same
-            if ranks.rank == 0:
-                logger.info(
-                    "the teacher in %s answers as in fp32 for %.2f %% of the validation images",
-                    frozen.precision,
-                    same,
-                )
     check_teacher(metrics["teacher/val_top1"], dataset, min_top1=work.teacher.min_top1)
     return metrics
 

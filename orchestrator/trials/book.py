@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
+from orchestrator.computation import computation_tags
 from orchestrator.errors import OrchestratorError
 from orchestrator.journal import RESTARTS, Journal
 from orchestrator.run_tracking import final_metrics
@@ -159,7 +160,7 @@ class Book(Callback):
                 name,
                 state,
                 metrics=final_metrics(result) if result else {},
-                tags={"dcd.state": state},
+                tags={"dcd.state": state, **computation_tags(folder)},
             )
             # Nothing will go on from them; until that is written down, something might.
             folder.delete("checkpoints")
