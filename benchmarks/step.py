@@ -33,6 +33,7 @@ from dcd_core import (
     crop_flip,
     sample_order,
     train_step,
+    use_channels_last_,
 )
 from orchestrator.batches import Recipe, micro_batches
 from orchestrator.evaluation import Images, PixelStatistics
@@ -142,9 +143,10 @@ def ours(
 ) -> Callable[[int], None]:
     """The product's own step."""
     teacher, distiller, optimizer = nets
-    frozen = FrozenTeacher(teacher.to(device), precision=precision)
+    example = torch.zeros(2, 3, 32, 32, device=device)
+    frozen = FrozenTeacher(teacher.to(device), images_example=example, precision=precision)
     distiller.to(device)
-    distiller.student.to(memory_format=torch.channels_last)
+    use_channels_last_(distiller.student, example)
     if compiled:
         frozen.compile()
         distiller.student.compile()
@@ -153,6 +155,7 @@ def ours(
         batch_size=batch_size,
         accumulate=1,
         precision=precision,
+        memory_format=torch.channels_last,
         max_grad_norm=None,
         seed=0,
         data_seed=0,

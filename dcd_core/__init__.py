@@ -11,6 +11,7 @@ from dcd_core.distiller import Distiller, DistillerOutput
 from dcd_core.distributed import gather_rows, shares
 from dcd_core.features import FeatureModel, ModelOutput, find_classifier
 from dcd_core.frozen import FrozenTeacher, fold_batch_norm_
+from dcd_core.memory_format import use_channels_last_
 from dcd_core.models import MODELS, build_model
 from dcd_core.objective import Losses, Objective
 from dcd_core.step import EpochMeans, Meter, MicroBatch, freeze_teacher, train_step
@@ -57,4 +58,5 @@ __all__ = [
     "softmax_contrast",
     "synchronise_batch_norm",
     "train_step",
+    "use_channels_last_",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dcd_core.features import FeatureModel, ModelOutput
+from dcd_core.memory_format import use_channels_last_
 from dcd_core.step import freeze_teacher
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class FrozenTeacher(nn.Module):
 
     Args:
         model: the teacher, on its device.
+        images_example: images as it gets them, (B, C, H, W) there.
         precision: of its computation; logits and features are float32 in any case.
 
     Attributes:
@@ -37,18 +39,26 @@ class FrozenTeacher(nn.Module):
         precision: of its computation.
     """
 
-    def __init__(self, model: FeatureModel, *, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: FeatureModel,
+        *,
+        images_example: Tensor,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.model = freeze_teacher(model)
         self.feature_dim = model.feature_dim
         self.num_classes = model.num_classes
         self.num_folded = fold_batch_norm_(model.model)
         self.precision = precision
+        self._memory_format = torch.contiguous_format
+        if use_channels_last_(model, images_example):
+            self._memory_format = torch.channels_last
         if precision != torch.float32:
             for module in model.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(precision)
-        model.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> ModelOutput:
         """Map images (B, C, H, W) to logits (B, K) and features (B, D), which need no gradient."""
@@ -58,7 +68,7 @@ class FrozenTeacher(nn.Module):
                 images.device.type, self.precision, enabled=self.precision != torch.float32
             ),
         ):
-            output = self.model(images.contiguous(memory_format=torch.channels_last))
+            output = self.model(images.contiguous(memory_format=self._memory_format))
         # Copies made here are ordinary tensors, which the heads may keep for their backward pass.
         logits, features = (value.clone().float() for value in output)
         return ModelOutput(logits, features)

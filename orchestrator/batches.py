@@ -22,6 +22,8 @@ class Recipe:
     """Images per optimizer step, over all ranks and micro-batches."""
     accumulate: int
     precision: torch.dtype
+    memory_format: torch.memory_format
+    """Of the student's images."""
     max_grad_norm: float | None
     seed: int
     data_seed: int
@@ -69,7 +71,7 @@ def micro_batches(
         pixels = recipe.student_pixels
         yield MicroBatch(
             images=normalize(images, mean=pixels.mean, std=pixels.std).contiguous(
-                memory_format=torch.channels_last
+                memory_format=recipe.memory_format
             ),
             labels=training.labels[own].to(ranks.device, non_blocking=True),
             teacher_logits=logits if needs_logits else None,

@@ -107,6 +107,7 @@ def build_recipe(
     teacher_pixels: PixelStatistics | None,
     *,
     precision: torch.dtype,
+    channels_last: bool,
 ) -> Recipe:
     data, train, schedule = experiment.data, experiment.train, experiment.schedule
 
@@ -127,6 +128,7 @@ def build_recipe(
         batch_size=train.batch_size,
         accumulate=train.accumulate,
         precision=precision,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         max_grad_norm=experiment.optimizer.max_grad_norm,
         seed=experiment.seed,
         data_seed=data.seed,

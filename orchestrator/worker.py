@@ -12,7 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from dcd_core import Distiller, FeatureModel, FrozenTeacher, synchronise_batch_norm
+from dcd_core import (
+    Distiller,
+    FeatureModel,
+    FrozenTeacher,
+    synchronise_batch_norm,
+    use_channels_last_,
+)
 from orchestrator import loop
 from orchestrator.build import (
     build_distiller,
@@ -96,7 +102,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     student, teacher = networks
 
     computation = _computation(work, shared, student, teacher, ranks)
-    frozen = _freeze(teacher, computation)
+    frozen = _freeze(work, teacher, computation, dataset, ranks)
     teacher_metrics: dict[str, float] = {}
     if teacher is not None and frozen is not None and _knows_the_classes(teacher, dataset):
         teacher_metrics = _score_teacher(work, teacher, frozen, dataset, ranks)
@@ -105,7 +111,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         write_computation(work.run, computation, agreement=same)
     reporter.report({0: teacher_metrics} if teacher_metrics else {})
 
-    student.to(memory_format=torch.channels_last)
+    channels_last = use_channels_last_(student, example_images(dataset, pixels).to(ranks.device))
     if ranks.size > 1 and experiment.scaling.synchronised:
         synchronise_batch_norm(student)
     distiller = build_distiller(
@@ -128,7 +134,13 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         optimizer=build_optimizer(distiller, experiment.optimizer),
         training=Images.of(dataset.train).resident(ranks.device),
         validation=validation,
-        recipe=build_recipe(experiment, pixels, work.teacher_pixels, precision=computation.student),
+        recipe=build_recipe(
+            experiment,
+            pixels,
+            work.teacher_pixels,
+            precision=computation.student,
+            channels_last=channels_last,
+        ),
         checkpoints=checkpoints,
         reporter=reporter,
     )
@@ -159,7 +171,8 @@ def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float
     """
     pixels = student_pixels(work.experiment.data, shared.dataset)
     student, teacher = _build_networks(work, shared, pixels, ranks)
-    frozen = _freeze(teacher, _computation(work, shared, student, teacher, ranks))
+    computation = _computation(work, shared, student, teacher, ranks)
+    frozen = _freeze(work, teacher, computation, shared.dataset, ranks)
     if teacher is None or frozen is None or not _knows_the_classes(teacher, shared.dataset):
         return {}
     return _score_teacher(work, teacher, frozen, shared.dataset, ranks)
@@ -183,11 +196,21 @@ def _computation(
     )
 
 
-def _freeze(teacher: FeatureModel | None, computation: Computation) -> FrozenTeacher | None:
+def _freeze(
+    work: Work,
+    teacher: FeatureModel | None,
+    computation: Computation,
+    dataset: Dataset,
+    ranks: Ranks,
+) -> FrozenTeacher | None:
     """A copy that is fast, beside the teacher itself, which is scored as it came."""
-    if teacher is None:
+    if teacher is None or work.teacher_pixels is None:
         return None
-    return FrozenTeacher(copy.deepcopy(teacher), precision=computation.teacher)
+    return FrozenTeacher(
+        copy.deepcopy(teacher),
+        images_example=example_images(dataset, work.teacher_pixels).to(ranks.device),
+        precision=computation.teacher,
+    )
 
 
 def _score_teacher(

@@ -10,7 +10,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dcd_core import Distiller, FeatureModel, FrozenTeacher, build_model, fold_batch_norm_
+from dcd_core import (
+    Distiller,
+    FeatureModel,
+    FrozenTeacher,
+    build_model,
+    fold_batch_norm_,
+    use_channels_last_,
+)
 
 SMALL = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -75,7 +82,7 @@ def test_the_folded_network_answers_as_before(
     with torch.no_grad():
         logits, features = model(images)
     total = num_norms(model)
-    frozen = FrozenTeacher(copy.deepcopy(model))
+    frozen = FrozenTeacher(copy.deepcopy(model), images_example=images)
     assert (frozen.num_folded == total) == (folded == "all") and frozen.num_folded > total / 3
     assert num_norms(frozen) == total - frozen.num_folded
     output = frozen(images)
@@ -149,7 +156,7 @@ def test_what_cannot_be_folded_is_left_as_it_is(kind: type[nn.Module]) -> None:
     model = FeatureModel(trained(kind()), images_example=SMALL)
     with torch.no_grad():
         logits = model(SMALL).logits
-    frozen = FrozenTeacher(model)
+    frozen = FrozenTeacher(model, images_example=SMALL)
     assert frozen.num_folded == 0
     assert difference(logits, frozen(SMALL).logits) < 1e-5
 
@@ -177,7 +184,7 @@ def test_a_layer_whose_output_is_the_feature_is_left_as_it_is(path: str) -> None
     total = num_norms(model)
     with torch.no_grad():
         features = model(SMALL).features
-    frozen = FrozenTeacher(model)
+    frozen = FrozenTeacher(model, images_example=SMALL)
     assert frozen.num_folded == total - 1
     assert difference(features, frozen(SMALL).features) < 1e-5
 
@@ -185,7 +192,8 @@ def test_a_layer_whose_output_is_the_feature_is_left_as_it_is(path: str) -> None
 def test_its_answers_need_no_gradient_and_heads_can_learn_from_them() -> None:
     torch.manual_seed(0)
     frozen = FrozenTeacher(
-        FeatureModel(build_model("resnet8", num_classes=5), images_example=SMALL)
+        FeatureModel(build_model("resnet8", num_classes=5), images_example=SMALL),
+        images_example=SMALL,
     )
     student = FeatureModel(build_model("resnet8", num_classes=5), images_example=SMALL)
     distiller = Distiller(student, teacher_dim=frozen.feature_dim)
@@ -206,7 +214,7 @@ def test_half_precision_is_close_and_its_answers_are_float32(precision: torch.dt
     model = FeatureModel(trained(Twice()), images_example=SMALL)
     with torch.no_grad():
         logits, features = model(SMALL)
-    frozen = FrozenTeacher(model, precision=precision)
+    frozen = FrozenTeacher(model, images_example=SMALL, precision=precision)
     output = frozen(SMALL)
     assert output.logits.dtype == output.features.dtype == torch.float32
     assert 0 < difference(logits, output.logits) < 0.02
@@ -218,7 +226,9 @@ def test_half_precision_is_close_and_its_answers_are_float32(precision: torch.dt
 
 
 def test_it_stays_in_eval_mode() -> None:
-    frozen = FrozenTeacher(FeatureModel(trained(Twice()), images_example=SMALL))
+    frozen = FrozenTeacher(
+        FeatureModel(trained(Twice()), images_example=SMALL), images_example=SMALL
+    )
     frozen.train()
     assert not any(module.training for module in frozen.modules())
 
@@ -226,10 +236,53 @@ def test_it_stays_in_eval_mode() -> None:
 def test_it_can_be_compiled() -> None:
     torch.manual_seed(0)
     frozen = FrozenTeacher(
-        FeatureModel(trained(build_model("resnet8", num_classes=5)), images_example=SMALL)
+        FeatureModel(trained(build_model("resnet8", num_classes=5)), images_example=SMALL),
+        images_example=SMALL,
     )
     before = frozen(SMALL)
     frozen.compile(backend="eager", fullgraph=True)
     after = frozen(SMALL)
     assert torch.equal(before.logits, after.logits)
     assert torch.equal(before.features, after.features)
+
+
+class Flattens(nn.Module):
+    """Wants its features in the usual order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * 32 * 32, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.conv(images).view(len(images), -1))
+        return logits
+
+
+@pytest.mark.parametrize(("kind", "done"), [(Twice, True), (Flattens, False)])
+def test_channels_last_is_for_networks_that_can_do_with_it(
+    kind: type[nn.Module], done: bool
+) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    with torch.no_grad():
+        before = model.eval()(SMALL)
+    model.train()
+    assert use_channels_last_(model, SMALL) == done
+    assert model.training
+    weight = next(p for p in model.parameters() if p.dim() == 4)
+    assert weight.is_contiguous(memory_format=torch.channels_last) == done
+    assert weight.is_contiguous() != done
+    last = torch.channels_last if done else torch.contiguous_format
+    with torch.no_grad():
+        after = model.eval()(SMALL.contiguous(memory_format=last))
+    assert difference(before, after) < 1e-5
+
+
+def test_a_teacher_that_flattens_is_frozen_in_the_usual_order() -> None:
+    torch.manual_seed(0)
+    model = FeatureModel(Flattens(), images_example=SMALL)
+    with torch.no_grad():
+        logits = model(SMALL).logits
+    frozen = FrozenTeacher(model, images_example=SMALL)
+    assert difference(logits, frozen(SMALL).logits) < 1e-5

@@ -63,6 +63,7 @@ def recipe() -> Recipe:
         batch_size=16,
         accumulate=2,
         precision=torch.float32,
+        memory_format=torch.channels_last,
         max_grad_norm=None,
         seed=0,
         data_seed=0,
@@ -79,7 +80,10 @@ def recipe() -> Recipe:
 def test_images_teacher_student_and_losses_stay_on_the_device(
     fake: None, resident: bool, contrast: str, negatives: str
 ) -> None:
-    teacher, student = FrozenTeacher(network()), network()
+    teacher, student = (
+        FrozenTeacher(network(), images_example=torch.zeros(2, 3, 32, 32, device=GPU)),
+        network(),
+    )
     with GPU:
         distiller = Distiller(student, teacher_dim=teacher.feature_dim, learn_bias=True)
     images = Images(
