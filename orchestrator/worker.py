@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from dcd_core import (
     Distiller,
@@ -36,18 +33,20 @@ from orchestrator.errors import RunFailed, UserError
 from orchestrator.evaluation import (
     Images,
     PixelStatistics,
-    Scores,
-    agreement,
     evaluate,
     score_metrics,
+)
+from orchestrator.frozen_teacher import (
+    freeze,
+    knows_the_classes,
+    score_teacher,
+    teacher_metrics,
 )
 from orchestrator.reporter import Ranks, Reporter
 from orchestrator.sources import build_student, build_teacher
 from orchestrator.spec import Experiment, TeacherSpec
 from orchestrator.storage import Folder
 from orchestrator.student_model import save_package
-
-logger = logging.getLogger(__name__)
 
 
 class Work(NamedTuple):
@@ -102,14 +101,11 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     student, teacher = networks
 
     computation = _computation(work, shared, student, teacher, ranks)
-    frozen = _freeze(work, teacher, computation, dataset, ranks)
-    teacher_metrics: dict[str, float] = {}
-    if teacher is not None and frozen is not None and _knows_the_classes(teacher, dataset):
-        teacher_metrics = _score_teacher(work, teacher, frozen, dataset, ranks)
+    frozen, teacher_scores = _frozen(work, teacher, computation, dataset, ranks)
     if ranks.rank == 0:
-        same = teacher_metrics.get("teacher/val_agreement")
+        same = teacher_scores.get("teacher/val_agreement")
         write_computation(work.run, computation, agreement=same)
-    reporter.report({0: teacher_metrics} if teacher_metrics else {})
+    reporter.report({0: teacher_scores} if teacher_scores else {})
 
     channels_last = use_channels_last_(student, example_images(dataset, pixels).to(ranks.device))
     if ranks.size > 1 and experiment.scaling.synchronised:
@@ -151,7 +147,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         "best_epoch": float(last.best.epoch),
         **{k: v for k, v in last.history[last.best.epoch - 1].items() if k.startswith("val/")},
         "val/top1_last": last.history[-1]["val/top1"],
-        **teacher_metrics,
+        **teacher_scores,
         **_test(distiller, best, teacher, work=work, dataset=dataset, pixels=pixels, ranks=ranks),
     }
     if ranks.rank == 0:
@@ -172,10 +168,7 @@ def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float
     pixels = student_pixels(work.experiment.data, shared.dataset)
     student, teacher = _build_networks(work, shared, pixels, ranks)
     computation = _computation(work, shared, student, teacher, ranks)
-    frozen = _freeze(work, teacher, computation, shared.dataset, ranks)
-    if teacher is None or frozen is None or not _knows_the_classes(teacher, shared.dataset):
-        return {}
-    return _score_teacher(work, teacher, frozen, shared.dataset, ranks)
+    return _frozen(work, teacher, computation, shared.dataset, ranks)[1]
 
 
 def _computation(
@@ -196,42 +189,30 @@ def _computation(
     )
 
 
-def _freeze(
+def _frozen(
     work: Work,
     teacher: FeatureModel | None,
     computation: Computation,
     dataset: Dataset,
     ranks: Ranks,
-) -> FrozenTeacher | None:
-    """A copy that is fast, beside the teacher itself, which is scored as it came."""
-    if teacher is None or work.teacher_pixels is None:
-        return None
-    return FrozenTeacher(
-        copy.deepcopy(teacher),
-        images_example=example_images(dataset, work.teacher_pixels).to(ranks.device),
-        precision=computation.teacher,
+) -> tuple[FrozenTeacher | None, dict[str, float]]:
+    """The teacher to learn from, and its scores; none where it does not know the classes."""
+    if teacher is None or work.teacher is None or work.teacher_pixels is None:
+        return None, {}
+    pixels = work.teacher_pixels
+    frozen = freeze(teacher, dataset, pixels, precision=computation.teacher, ranks=ranks)
+    if not knows_the_classes(teacher, dataset):
+        return frozen, {}
+    scores = score_teacher(
+        teacher,
+        frozen,
+        dataset,
+        pixels,
+        ranks=ranks,
+        known=work.teacher_scores,
+        min_top1=work.teacher.min_top1,
     )
-
-
-def _score_teacher(
-    work: Work, teacher: FeatureModel, frozen: FrozenTeacher, dataset: Dataset, ranks: Ranks
-) -> dict[str, float]:
-    """Its scores on the validation images, measured here unless they are known.
-
-    In half precision, also how often the fast copy answers as the teacher itself does.
-    """
-    assert work.teacher is not None and work.teacher_pixels is not None
-    if work.teacher_scores is not None:
-        metrics = dict(work.teacher_scores)
-    else:
-        validation = Images.of(dataset.val)
-        scores = evaluate(teacher, validation, pixels=work.teacher_pixels, ranks=ranks)
-        metrics = _teacher_scores("val", scores)
-        if frozen.precision != torch.float32:
-            same = agreement(teacher, frozen, validation, pixels=work.teacher_pixels, ranks=ranks)
-            metrics["teacher/val_agreement"] = same
-    check_teacher(metrics["teacher/val_top1"], dataset, min_top1=work.teacher.min_top1)
-    return metrics
+    return frozen, scores
 
 
 def _build_networks(
@@ -260,11 +241,6 @@ def _build_networks(
     return student, teacher
 
 
-def _knows_the_classes(teacher: FeatureModel, dataset: Dataset) -> bool:
-    """Whether a teacher's answers can be scored; only the features of another one are of use."""
-    return teacher.num_classes == dataset.num_classes
-
-
 def _of_all_ranks(value: str | None, ranks: Ranks) -> list[str | None]:
     """Every rank's value, on every rank."""
     if ranks.size == 1:
@@ -272,26 +248,6 @@ def _of_all_ranks(value: str | None, ranks: Ranks) -> list[str | None]:
     values: list[str | None] = [None] * ranks.size
     dist.all_gather_object(values, value)
     return values
-
-
-def check_teacher(top1: float, dataset: Dataset, *, min_top1: float | None) -> None:
-    """Refuse a teacher that is no better than chance, or than what was asked for.
-
-    Chance is the share of the most frequent validation class, plus three standard errors but no
-    more than halfway to 100 %: a good teacher passes on a small or imbalanced split too.
-    """
-    labels = from_dlpack(dataset.val.labels)
-    share = labels.bincount().max().item() / len(labels)
-    margin = min(3 * (share * (1 - share) / len(labels)) ** 0.5, (1 - share) / 2)
-    chance = 100 * (share + margin)
-    limit = chance if min_top1 is None else min_top1
-    if top1 < limit:
-        raise UserError(
-            f"teacher: its validation top-1 is {top1:.2f} %, below "
-            + (f"chance level ({limit:.2f} %)" if min_top1 is None else f"min_top1 {limit:g} %")
-            + ": check teacher.normalize, the order of the classes and the checkpoint, or set "
-            "teacher.min_top1: 0 to go on regardless"
-        )
 
 
 def _test(
@@ -319,15 +275,11 @@ def _test(
         if (
             teacher is not None
             and work.teacher_pixels is not None
-            and _knows_the_classes(teacher, dataset)
+            and knows_the_classes(teacher, dataset)
         ):
             scores = evaluate(teacher, test, pixels=work.teacher_pixels, ranks=ranks)
-            metrics |= _teacher_scores("test", scores)
+            metrics |= teacher_metrics("test", scores)
     return metrics
-
-
-def _teacher_scores(split: str, scores: Scores) -> dict[str, float]:
-    return {f"teacher/{k.replace('/', '_')}": v for k, v in score_metrics(split, scores).items()}
 
 
 def _leave_student(

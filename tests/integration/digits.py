@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 import yaml
 
@@ -20,6 +21,15 @@ from orchestrator.journal import Journal, Point
 from orchestrator.storage import Folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+RAY_WARNINGS = [
+    # Ray's own: sockets and processes that its shutdown leaves to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
+]
+"""Marks for tests with a Ray in their own process."""
 
 
 def save_teacher(folder: Path) -> Path:

@@ -41,11 +41,7 @@ from orchestrator.trials.trial import Bundle, SharedInputs, run_trial
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    # Ray's own: sockets and processes that its shutdown leaves to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
+    *digits.RAY_WARNINGS,
     # What these tests are about would otherwise be waited for, for ever.
     pytest.mark.timeout(280),
 ]

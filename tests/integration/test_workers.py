@@ -24,11 +24,7 @@ from orchestrator.experiment_file import build_experiment
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    # Ray's own: sockets and processes that its shutdown leaves to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
+    *digits.RAY_WARNINGS,
 ]
 
 

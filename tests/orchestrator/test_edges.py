@@ -30,10 +30,10 @@ from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
 from orchestrator.data import Dataset, ImageSet
 from orchestrator.errors import Diverged, UserError
 from orchestrator.experiment_file import changed
+from orchestrator.frozen_teacher import check_teacher
 from orchestrator.inputs import read_inputs
 from orchestrator.spec import ObjectiveSpec
 from orchestrator.storage import Folder
-from orchestrator.worker import check_teacher
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
