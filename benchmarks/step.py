@@ -38,6 +38,7 @@ from dcd_core import (
 from orchestrator.batches import Recipe, micro_batches
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
+from orchestrator.teaching import LiveTeaching
 
 NUM_CLASSES, NUM_IMAGES = 100, 2048
 PIXELS = PixelStatistics((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -162,7 +163,6 @@ def ours(
         augment=lambda x, indices, epoch: crop_flip(x, seed=0, epoch=epoch, indices=indices),
         lr_factor=lambda epoch: 1.0,
         student_pixels=PIXELS,
-        teacher_pixels=PIXELS,
     )
     order = sample_order(0, 1, images.indices)
     steps_done = 0
@@ -176,8 +176,9 @@ def ours(
             steps_done += 1
             batch = micro_batches(
                 order[first : first + batch_size],
-                frozen,
+                LiveTeaching(frozen, pixels=PIXELS),
                 epoch=steps_done,
+                place=first,
                 training=images,
                 recipe=recipe,
                 ranks=Ranks(device=device),

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dcd_core import FrozenTeacher, MicroBatch, normalize, shares
+from dcd_core import MicroBatch, normalize, shares
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
+from orchestrator.teaching import Teaching
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,24 @@ class Recipe:
     seed: int
     data_seed: int
     augment: Callable[[Tensor, Tensor, int], Tensor]
-    """(images uint8 (B, C, H, W), source indices (B,), epoch) -> images uint8."""
+    """(images uint8 (B, C, H, W), source indices (B,), view) -> images uint8."""
     lr_factor: Callable[[float], float]
     """Epochs done (with fractions) -> factor on each group's learning rate."""
     student_pixels: PixelStatistics
-    teacher_pixels: PixelStatistics | None
+    views: int | None = None
+    """After so many epochs, images are augmented again as they were in the first."""
+
+    def view(self, epoch: int) -> int:
+        """Which augmentation of the images an epoch sees; both are counted from 1."""
+        return epoch if self.views is None else (epoch - 1) % self.views + 1
 
 
 def micro_batches(
     batch: Tensor,
-    teacher: FrozenTeacher | None,
+    teaching: Teaching | None,
     *,
     epoch: int,
+    place: int,
     training: Images,
     recipe: Recipe,
     ranks: Ranks,
@@ -51,6 +58,8 @@ def micro_batches(
 
     Args:
         batch: positions in the split, over all ranks, (B,).
+        teaching: where the teacher's answers come from.
+        place: of the batch's first image in the order of the epoch.
         takes_features: whether the distiller has heads, which do not run without features.
         needs_features: whether the loss depends on them.
         needs_logits: whether it depends on the teacher's logits.
@@ -61,13 +70,14 @@ def micro_batches(
         own = micro[first : first + counts[ranks.rank]]  # (n,)
         indices = training.indices[own].to(ranks.device, non_blocking=True)
         images = training.images[own].to(ranks.device, non_blocking=True)
-        images = recipe.augment(images, indices, epoch)  # (n, C, H, W) uint8
+        images = recipe.augment(images, indices, recipe.view(epoch))  # (n, C, H, W) uint8
         logits = features = None
-        if teacher is not None and recipe.teacher_pixels is not None:
+        if teaching is not None:
             if needs_logits or needs_features:
-                logits, features = _teach(teacher, images, pixels=recipe.teacher_pixels)
+                logits, features = teaching.answers(images, own, place=place)
             elif takes_features:  # any will do, and these cost no pass of the teacher
-                features = torch.zeros(len(images), teacher.feature_dim, device=ranks.device)
+                features = torch.zeros(len(images), teaching.feature_dim, device=ranks.device)
+        place += len(micro)
         pixels = recipe.student_pixels
         yield MicroBatch(
             images=normalize(images, mean=pixels.mean, std=pixels.std).contiguous(
@@ -78,14 +88,3 @@ def micro_batches(
             teacher_features=features if takes_features else None,
             counts=counts,
         )
-
-
-def _teach(
-    teacher: FrozenTeacher, images: Tensor, *, pixels: PixelStatistics
-) -> tuple[Tensor, Tensor]:
-    """The frozen teacher's logits (n, K) and features (n, D)."""
-    inputs = normalize(images, mean=pixels.mean, std=pixels.std)
-    if len(images) == 0:  # many networks cannot run on no image: run one and take no row of it
-        inputs = torch.zeros(1, *inputs.shape[1:], device=inputs.device)
-    output = teacher(inputs)
-    return output.logits[: len(images)], output.features[: len(images)]

@@ -104,20 +104,19 @@ def build_optimizer(distiller: Distiller, spec: OptimizerSpec) -> torch.optim.Op
 def build_recipe(
     experiment: Experiment,
     pixels: PixelStatistics,
-    teacher_pixels: PixelStatistics | None,
     *,
     precision: torch.dtype,
     channels_last: bool,
 ) -> Recipe:
     data, train, schedule = experiment.data, experiment.train, experiment.schedule
 
-    def augment(images: Tensor, indices: Tensor, epoch: int) -> Tensor:
+    def augment(images: Tensor, indices: Tensor, view: int) -> Tensor:
         if data.augment == "none":
             return images
         return crop_flip(
             images,
             seed=data.seed,
-            epoch=epoch,
+            epoch=view,
             indices=indices,
             padding=data.crop_padding,
             flip=data.flip,
@@ -135,8 +134,14 @@ def build_recipe(
         augment=augment,
         lr_factor=lambda epoch: lr_factor(schedule, epoch=epoch, epochs=train.epochs),
         student_pixels=pixels,
-        teacher_pixels=teacher_pixels,
+        views=num_views(experiment),
     )
+
+
+def num_views(experiment: Experiment) -> int | None:
+    """After how many epochs images look as in the first again; None for never."""
+    # Without augmentation, an image is the same in every epoch.
+    return 1 if experiment.data.augment == "none" else experiment.teacher_cache.views
 
 
 def example_images(dataset: Dataset, pixels: PixelStatistics) -> Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from orchestrator.cli_cache import cache
 from orchestrator.cli_groups import compare, search
 from orchestrator.cli_options import (
     ExperimentFile,
@@ -115,6 +116,7 @@ def distill(
 
 app.command()(search)
 app.command()(compare)
+app.add_typer(cache, name="cache")
 
 
 @app.command()

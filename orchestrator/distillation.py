@@ -15,7 +15,14 @@ from orchestrator.errors import Interrupted, UserError
 from orchestrator.inputs import Inputs, Teacher, fitted_teacher, read_inputs
 from orchestrator.journal import Journal
 from orchestrator.mlflow_client import without_password
-from orchestrator.places import Places, check_places, find_places, keep_tracking
+from orchestrator.places import (
+    Places,
+    cache_place,
+    check_places,
+    describe_cache,
+    find_places,
+    keep_tracking,
+)
 from orchestrator.progress import Display
 from orchestrator.reporter import ProcessReporter
 from orchestrator.resources import joins_cluster, local_resources
@@ -135,8 +142,17 @@ def ready_teacher(inputs: Inputs, places: Places, *, display: Display) -> Teache
     return fitted_teacher(spec, fit, fitted.folder.location, fitted.run)
 
 
-def build_work(inputs: Inputs, teacher: Teacher | None, folder: Folder) -> tuple[Work, Shared]:
-    """What a worker needs to train the student of these inputs in a run's folder."""
+def build_work(
+    inputs: Inputs, teacher: Teacher | None, folder: Folder, *, one_of_many: bool = False
+) -> tuple[Work, Shared]:
+    """What a worker needs to train the student of these inputs in a run's folder.
+
+    Args:
+        inputs: of the run.
+        teacher: with its weights.
+        folder: of the run.
+        one_of_many: whether other runs see the same images and teacher.
+    """
     work = Work(
         experiment=inputs.experiment,
         teacher=teacher.spec if teacher else None,
@@ -144,6 +160,7 @@ def build_work(inputs: Inputs, teacher: Teacher | None, folder: Folder) -> tuple
         teacher_pixels=teacher.pixels if teacher else None,
         run=folder,
         lineage=lineage(inputs, teacher),
+        cache=cache_place(inputs.experiment, one_of_many=one_of_many) if teacher else None,
     )
     state = teacher.state if teacher else None
     return work, Shared(inputs.dataset, state, inputs.student_state)
@@ -238,6 +255,8 @@ def _train(
 ) -> dict[str, float]:
     experiment = inputs.experiment
     work, shared = build_work(inputs, teacher, run.folder)
+    if work.cache is not None:
+        display.say(f"{experiment.name}: {describe_cache(work.cache)}")
     if experiment.scaling.workers == 0:
         use_gpu = experiment.scaling.gpus_per_worker != 0 and torch.cuda.is_available()
         device = torch.device("cuda" if use_gpu else "cpu")

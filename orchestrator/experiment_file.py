@@ -20,6 +20,7 @@ from search_spaces import parse_yaml
 # Sections and fields that say where a run happens, not what it computes; see `identity`.
 _PLACEMENT_SECTIONS = ("tracking", "storage")
 _PLACEMENT_FIELDS = ("cpus_per_worker", "gpus_per_worker", "wait_s", "max_failures")
+_CACHE_PLACEMENT_FIELDS = ("mode", "path", "max_gib")
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -81,6 +82,8 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     scaling = values["scaling"]
     for field in _PLACEMENT_FIELDS:
         del scaling[field]
+    for field in _CACHE_PLACEMENT_FIELDS:
+        del values["teacher_cache"][field]
     workers = scaling.pop("workers")
     local = scaling.pop("batch_norm") == "local" and workers > 1
     scaling["batch_norm"] = f"local over {workers} workers" if local else "whole batch"
@@ -198,6 +201,8 @@ def _with_absolute_paths(experiment: Experiment, base: Path) -> Experiment:
             update={"path": absolute(experiment.storage.path)}
         ),
     }
+    cache = experiment.teacher_cache
+    update["teacher_cache"] = cache.model_copy(update={"path": absolute(cache.path)})
     teacher = experiment.teacher
     if teacher is not None:
         fit = teacher.fit

@@ -198,7 +198,7 @@ def _known_teacher(
         state=state,
     )
     state = network.model.state_dict()
-    lineage |= {"teacher.origin": origin, "teacher.sha256": _state_digest(state)}
+    lineage |= {"teacher.origin": origin, "teacher.sha256": state_digest(state)}
     known = Teacher(_without_files(spec), network.num_classes, state, pixels, lineage)
     return known, network
 
@@ -246,7 +246,8 @@ def _fit_hash(fit: Inputs) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _state_digest(state: State) -> str:
+def state_digest(state: State) -> str:
+    """16 hex digits over the names and values of a network's weights."""
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode())

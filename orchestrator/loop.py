@@ -15,7 +15,6 @@ from torch import nn
 
 from dcd_core import (
     Distiller,
-    FrozenTeacher,
     Meter,
     Objective,
     mix,
@@ -28,6 +27,7 @@ from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
 from orchestrator.errors import Diverged
 from orchestrator.evaluation import Images, Scores, evaluate, score_metrics
 from orchestrator.reporter import Ranks, Reporter
+from orchestrator.teaching import Teaching
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _RNG_STREAM, HEADS_STREAM = 11, 12
 
 def train(
     distiller: Distiller,
-    teacher: FrozenTeacher | None,
+    teaching: Teaching | None,
     *,
     objective: Callable[[int], Objective],
     optimizer: torch.optim.Optimizer,
@@ -50,6 +50,7 @@ def train(
     """Train from the newest checkpoint, or from the start, to the last epoch.
 
     Args:
+        teaching: where the teacher's answers come from; None without a teacher.
         objective: the loss of each epoch, counted from 1. A distiller with heads is taught by DCD
             in some epoch, but need not be in all.
 
@@ -84,7 +85,7 @@ def train(
             meter = _train_epoch(
                 distiller,
                 module,
-                teacher,
+                teaching,
                 epoch=epoch,
                 objective=loss,
                 optimizer=optimizer,
@@ -109,6 +110,7 @@ def train(
             "optimizer/lr": optimizer.param_groups[0]["lr"],
             "time/epoch_seconds": seconds,
             "time/images_per_second": len(training.labels) / seconds,
+            **(teaching.metrics() if teaching is not None else {}),
         }
         if distiller.temperature is not None and distiller.bias is not None:
             metrics["dcd/temperature"] = float(distiller.temperature)
@@ -161,7 +163,7 @@ def _diverged(what: str, done: Checkpoint | None) -> Diverged:
 def _train_epoch(
     distiller: Distiller,
     module: nn.Module,
-    teacher: FrozenTeacher | None,
+    teaching: Teaching | None,
     *,
     epoch: int,
     objective: Objective,
@@ -172,6 +174,8 @@ def _train_epoch(
     ranks: Ranks,
 ) -> Meter:
     distiller.train()
+    if teaching is not None:
+        teaching.begin(epoch)
     meter = Meter(device=ranks.device)
     order = sample_order(recipe.data_seed, epoch, training.indices)  # (M,)
     steps = order.split(recipe.batch_size)
@@ -181,8 +185,9 @@ def _train_epoch(
             group["lr"] = group["peak_lr"] * factor
         batches = micro_batches(
             batch,
-            teacher,
+            teaching,
             epoch=epoch,
+            place=step * recipe.batch_size,
             training=training,
             recipe=recipe,
             ranks=ranks,

@@ -31,6 +31,15 @@ class Places(NamedTuple):
     """Where MLflow's artifacts go when runs are in a database; None lets a server decide."""
 
 
+class CachePlace(NamedTuple):
+    """Where the teacher's answers are kept."""
+
+    location: str
+    """Folder or URI."""
+    max_bytes: int | None
+    """Budget; None for the default one."""
+
+
 def find_places(experiment: Experiment) -> Places:
     """Storage and tracking of an experiment; see `base_folder` for the defaults."""
     tracking = experiment.tracking
@@ -68,12 +77,14 @@ def chosen_tracking(uri: str | None) -> str | None:
 
 
 def check_places(places: Places, experiment: Experiment) -> None:
-    """Refuse a storage or a tracking database that cannot be written.
+    """Refuse a storage, a teacher cache or a tracking database that cannot be written.
 
     Raises:
         UserError: names the setting.
     """
     check_writable(places.storage, setting="storage.path")
+    if experiment.teacher_cache.path is not None and experiment.teacher_cache.mode != "off":
+        check_writable(Folder(experiment.teacher_cache.path), setting="teacher_cache.path")
     uri = places.tracking_uri
     if uri is not None and uri.startswith("sqlite:///"):
         setting = "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI"
@@ -81,6 +92,31 @@ def check_places(places: Places, experiment: Experiment) -> None:
         if path.exists() and not os.access(path, os.W_OK):
             raise UserError(f"{setting}: {path} is not writable: name another database")
         check_writable(Folder(str(path.parent)), setting=setting)
+
+
+def cache_place(experiment: Experiment, *, one_of_many: bool) -> CachePlace | None:
+    """Where the teacher's answers are kept; None where they are not.
+
+    Args:
+        experiment: whose section decides.
+        one_of_many: whether other runs see the same images and teacher.
+    """
+    spec = experiment.teacher_cache
+    if experiment.teacher is None or not spec.is_on(one_of_many=one_of_many):
+        return None
+    location = spec.path if spec.path is not None else str(default_cache())
+    max_bytes = int(spec.max_gib * 2**30) if spec.max_gib is not None else None
+    return CachePlace(location, max_bytes)
+
+
+def default_cache() -> Path:
+    """Where the teacher's answers are kept when no place is chosen."""
+    return base_folder() / "dcd_teacher_cache"
+
+
+def describe_cache(place: CachePlace) -> str:
+    """One line."""
+    return f"the teacher's answers are kept in {place.location}"
 
 
 def storage_folder(path: str | None) -> Folder:

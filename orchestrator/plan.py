@@ -7,18 +7,20 @@ from collections.abc import Iterator
 
 import torch
 
-from orchestrator.build import build_distiller
+from orchestrator.build import build_distiller, num_views
 from orchestrator.data import describe_counts
 from orchestrator.distillation import check_resources
 from orchestrator.experiment_file import yaml_text
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.mlflow_client import without_password
-from orchestrator.places import find_places
+from orchestrator.places import cache_place, find_places
 from orchestrator.resources import joins_cluster, local_resources
 from orchestrator.run_tracking import shown_values
 from orchestrator.runs import open_run
 from orchestrator.sources import num_parameters
 from orchestrator.spec import Experiment
+from orchestrator.storage import Folder
+from orchestrator.teacher_cache.shelf import Shelf
 
 _MIB = 2**20
 
@@ -45,6 +47,7 @@ def describe_plan(experiment: Experiment) -> str:
         f"workers    {_workers(experiment)}",
         f"batches    {_batches(inputs)}",
         f"teacher    {_teacher(inputs)}",
+        f"cache      {_cache(inputs)}",
         f"student    {_student(inputs)}",
         f"memory     {_memory(inputs)}",
     ]
@@ -93,6 +96,31 @@ def _teacher(inputs: Inputs) -> str:
     assert inputs.teacher is not None
     size = sum(value.numel() for value in inputs.teacher.state.values())
     return f"{spec.source} from {inputs.teacher.lineage['teacher.origin']}, {size:,} values"
+
+
+def _cache(inputs: Inputs) -> str:
+    experiment = inputs.experiment
+    place = cache_place(experiment, one_of_many=True)
+    if place is None or inputs.teacher_dim is None:
+        return "off"
+    classes = inputs.dataset.num_classes
+    if inputs.teacher is not None:
+        classes = inputs.teacher.num_classes
+    assert experiment.teacher is not None
+    wanted, own = experiment.teacher_cache.dtype, experiment.teacher.precision
+    kept = next((p for p in (wanted, own, experiment.train.precision) if p != "auto"), "auto")
+    size = 2 if kept in ("bf16", "fp16") else 4
+    epoch = len(inputs.dataset.train.labels) * (inputs.teacher_dim + classes) * size / _MIB
+    views = num_views(experiment) or experiment.train.epochs
+    epochs = min(experiment.train.epochs, views)
+    budget = Shelf(Folder(place.location), max_bytes=place.max_bytes).budget()
+    text = f"{epoch:,.1f} MiB an epoch, {epochs * epoch:,.0f} MiB for {epochs} epochs"
+    text += f", in {place.location}"
+    if budget is not None:
+        text += f" (at most {budget / _MIB:,.0f} MiB)"
+    if not experiment.teacher_cache.is_on(one_of_many=False):
+        text = f"off for a single run; in a search or comparison {text}"
+    return text
 
 
 def _student(inputs: Inputs) -> str:

@@ -221,6 +221,50 @@ class TeacherSpec(Section):
         return self
 
 
+class TeacherCacheSpec(Section):
+    """The teacher's answers on disk, computed once for all runs that see the same images.
+
+    `auto`, `on`, `off` or a folder alone stands for the whole section.
+    """
+
+    mode: Literal["auto", "on", "off"] = "auto"
+    """`auto` is on in searches and comparisons, where a `path` is given, and with `views`."""
+    path: str | None = None
+    """Folder, which nodes may share, or URI; by default `dcd_teacher_cache` beside `dcd_runs`."""
+    dtype: Precision = "auto"
+    """Of the numbers that are kept; `auto` is the precision that the teacher computes in."""
+    views: Count | None = None
+    """Augment each image in this many ways only, over and over, so that a run of more epochs than
+    that reads the rest of the teacher's answers."""
+    max_gib: Positive | None = None
+    """Largest size in GiB; by default a quarter of what is free there."""
+
+    def is_on(self, *, one_of_many: bool) -> bool:
+        """Whether it is used, by a run alone or by one of many that see the same images."""
+        wanted = one_of_many or self.path is not None or self.views is not None
+        return self.mode == "on" or (self.mode == "auto" and wanted)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_word(cls, values: Any) -> Any:
+        if isinstance(values, str | bool):
+            mode = _as_mode(values)
+            return {"mode": mode} if mode in ("auto", "on", "off") else {"path": values}
+        if isinstance(values, dict) and "mode" in values:
+            return {**values, "mode": _as_mode(values["mode"])}
+        return values
+
+
+def _or_one_word(schema: dict[str, Any]) -> None:
+    """In the JSON Schema, what stands for the whole section."""
+    schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"type": "string"}, {"type": "boolean"}]
+
+
+def _as_mode(value: Any) -> Any:
+    """YAML reads on and off as true and false."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 class StudentSpec(Section):
     """The network that is trained."""
 
@@ -480,6 +524,8 @@ class Experiment(Section):
     """Images and splits."""
     teacher: TeacherSpec | None = None
     """The teacher; only method `ce` goes without."""
+    teacher_cache: TeacherCacheSpec = Field(TeacherCacheSpec(), json_schema_extra=_or_one_word)
+    """Its answers on disk."""
     student: StudentSpec = StudentSpec()
     """The student."""
     objective: ObjectiveSpec = ObjectiveSpec.model_validate({})

@@ -42,7 +42,11 @@ class Folder:
         return f"Folder({self.location!r})"
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(f"{self.location}/{name}")
+        inner = Folder(f"{self.location}/{name}")
+        if self._remote is not None:  # one connection for all
+            filesystem, root = self._remote
+            inner._remote = filesystem, f"{root}/{name}"
+        return inner
 
     @property
     def local_path(self) -> Path | None:
@@ -53,7 +57,7 @@ class Folder:
         """Replace a file, making the folders above it."""
         data = content.encode() if isinstance(content, str) else content
         if self._local is None:
-            filesystem, root = self._filesystem()
+            filesystem, root = self.filesystem()
             target = f"{root}/{name}"
             filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
             with filesystem.open_output_stream(target) as stream:
@@ -77,7 +81,7 @@ class Folder:
         try:
             if self._local is not None:
                 return (self._local / name).read_bytes()
-            filesystem, root = self._filesystem()
+            filesystem, root = self.filesystem()
             with filesystem.open_input_stream(f"{root}/{name}") as stream:
                 content: bytes = stream.read()
                 return content
@@ -112,7 +116,7 @@ class Folder:
         else:
             from pyarrow.fs import FileSelector
 
-            filesystem, root = self._filesystem()
+            filesystem, root = self.filesystem()
             selector = FileSelector(root, allow_not_found=True)
             found = [info.base_name for info in filesystem.get_file_info(selector)]
         return sorted(n for n in found if not (n.startswith(".") and n.endswith(".part")))
@@ -130,17 +134,21 @@ class Folder:
             return
         from pyarrow.fs import FileType
 
-        filesystem, root = self._filesystem()
+        filesystem, root = self.filesystem()
         info = filesystem.get_file_info(f"{root}/{name}")
         if info.type == FileType.Directory:
             filesystem.delete_dir(info.path)
         elif info.type == FileType.File:
             filesystem.delete_file(info.path)
 
-    def _filesystem(self) -> tuple[FileSystem, str]:
+    def filesystem(self) -> tuple[FileSystem, str]:
+        """The same folder for pyarrow: a file system, and the path in it."""
         if self._remote is None:
-            from pyarrow.fs import FileSystem
+            from pyarrow.fs import FileSystem, LocalFileSystem
 
+            if self._local is not None:
+                self._remote = LocalFileSystem(), self.location
+                return self._remote
             try:
                 filesystem, root = FileSystem.from_uri(self.location)
             except (ValueError, OSError) as error:

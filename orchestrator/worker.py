@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from dcd_core import (
     use_channels_last_,
 )
 from orchestrator import loop
+from orchestrator.batches import Recipe
 from orchestrator.build import (
     build_distiller,
     build_objective,
@@ -42,11 +43,15 @@ from orchestrator.frozen_teacher import (
     score_teacher,
     teacher_metrics,
 )
+from orchestrator.places import CachePlace
 from orchestrator.reporter import Ranks, Reporter
 from orchestrator.sources import build_student, build_teacher
 from orchestrator.spec import Experiment, TeacherSpec
 from orchestrator.storage import Folder
 from orchestrator.student_model import save_package
+from orchestrator.teacher_cache.build import cached_teaching, teacher_key
+from orchestrator.teacher_cache.teaching import CachedTeaching
+from orchestrator.teaching import LiveTeaching, Teaching
 
 
 class Work(NamedTuple):
@@ -62,6 +67,8 @@ class Work(NamedTuple):
     """Tags that say where the student comes from."""
     teacher_scores: Mapping[str, float] | None = None
     """The teacher's `teacher/val_*`, where another run has measured them on the same images."""
+    cache: CachePlace | None = None
+    """Where the teacher's answers are kept; None to compute them anew."""
     uses_test: bool = True
     """Whether the students and the teacher are scored on the test split in the end."""
 
@@ -123,20 +130,18 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         if frozen is not None:
             frozen.compile()
     checkpoints = Checkpoints(work.run / "checkpoints", keep=experiment.storage.keep)
+    training = Images.of(dataset.train).resident(ranks.device)
+    recipe = build_recipe(
+        experiment, pixels, precision=computation.student, channels_last=channels_last
+    )
     last = loop.train(
         distiller,
-        frozen,
+        _teaching(work, shared, frozen, training, recipe, ranks),
         objective=build_objective(experiment.objective),
         optimizer=build_optimizer(distiller, experiment.optimizer),
-        training=Images.of(dataset.train).resident(ranks.device),
+        training=training,
         validation=validation,
-        recipe=build_recipe(
-            experiment,
-            pixels,
-            work.teacher_pixels,
-            precision=computation.student,
-            channels_last=channels_last,
-        ),
+        recipe=recipe,
         checkpoints=checkpoints,
         reporter=reporter,
     )
@@ -213,6 +218,70 @@ def _frozen(
         min_top1=work.teacher.min_top1,
     )
     return frozen, scores
+
+
+def fill_cache(work: Work, shared: Shared, ranks: Ranks, *, epochs: int) -> Iterator[bool]:
+    """Compute the teacher's answers ahead of the runs that will read them.
+
+    Yields:
+        For each of the first epochs, whether all of its answers are there.
+    """
+    pixels = student_pixels(work.experiment.data, shared.dataset)
+    student, teacher = _build_networks(work, shared, pixels, ranks)
+    computation = _computation(work, shared, student, teacher, ranks)
+    assert teacher is not None and work.teacher_pixels is not None
+    frozen = freeze(
+        teacher,
+        shared.dataset,
+        work.teacher_pixels,
+        precision=computation.teacher,
+        ranks=ranks,
+    )
+    recipe = build_recipe(
+        work.experiment, pixels, precision=computation.student, channels_last=False
+    )
+    training = Images.of(shared.dataset.train).resident(ranks.device)
+    # Batches as the runs' workers will have them, of all ranks.
+    workers = ranks._replace(size=max(1, work.experiment.scaling.workers))
+    teaching = _teaching(work, shared, frozen, training, recipe, workers, own_rows=False)
+    assert isinstance(teaching, CachedTeaching)
+    for epoch in range(1, epochs + 1):
+        yield teaching.fill(epoch)
+
+
+def _teaching(
+    work: Work,
+    shared: Shared,
+    frozen: FrozenTeacher | None,
+    training: Images,
+    recipe: Recipe,
+    ranks: Ranks,
+    *,
+    own_rows: bool = True,
+) -> Teaching | None:
+    """Where the teacher's answers come from."""
+    if frozen is None or work.teacher is None or work.teacher_pixels is None:
+        return None
+    live = LiveTeaching(frozen, pixels=work.teacher_pixels)
+    if work.cache is None or shared.teacher_state is None:
+        return live
+    key = teacher_key(
+        work.experiment,
+        work.teacher,
+        shared.teacher_state,
+        shared.dataset,
+        pixels=work.teacher_pixels,
+        precision=frozen.precision,
+    )
+    return cached_teaching(
+        work.cache,
+        key,
+        live,
+        training=training,
+        recipe=recipe,
+        ranks=ranks,
+        own_rows=own_rows,
+    )
 
 
 def _build_networks(

@@ -28,6 +28,7 @@ _UNSEARCHABLE = {
     "seed": "compare settings over several seeds with `dcd compare`",
     "data": "all trials share the images: use `dcd compare --arm`",
     "teacher": "all trials share the teacher: use `dcd compare --arm`",
+    "teacher_cache": "all trials share the teacher's answers",
     "tracking": "it does not change a student",
     "storage": "it does not change a student",
     "scaling": "it does not change a student",

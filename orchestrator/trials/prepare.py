@@ -14,7 +14,7 @@ from orchestrator.distillation import build_work, check_cluster, ready_teacher
 from orchestrator.error_text import cause
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.inputs import Inputs, Teacher
-from orchestrator.places import Places
+from orchestrator.places import CachePlace, Places, describe_cache
 from orchestrator.progress import Display
 from orchestrator.ray_session import cluster_resources, live_nodes
 from orchestrator.reporter import Ranks
@@ -83,9 +83,13 @@ def prepare(
         raise UserError(f"{describe_need(scaling)}, but Ray has {describe_nodes(live_nodes())}")
     resources, at_once = found
     shared: dict[str, SharedInputs] = {}
+    caches: set[CachePlace] = set()
     stored: dict[object, ObjectRef] = {}
     for key, one in inputs.items():
-        work, parts = build_work(one, teachers[key], group)
+        work, parts = build_work(one, teachers[key], group, one_of_many=True)
+        if work.cache is not None and work.cache not in caches:
+            display.say(f"{group.location.rsplit('/', 1)[-1]}: {describe_cache(work.cache)}")
+            caches.add(work.cache)
         refs = [_once(stored, part) for part in parts]
         scores = _teacher_scores(work, refs, resources)
         shared[key] = SharedInputs(work._replace(teacher_scores=scores, uses_test=False), refs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import digits
@@ -19,11 +20,24 @@ from test_search import (
     trials,
 )
 
+from orchestrator.journal import Journal
+from orchestrator.storage import Folder
+
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.mlflow,
     pytest.mark.slow,
 ]
+
+
+def computed(runs: Iterable[Path]) -> dict[int, float]:
+    """How often the teacher was run on an epoch's images, in all of some runs together."""
+    times: dict[int, float] = {}
+    for run in runs:
+        for point in Journal(Folder(str(run))).points():
+            if point.name == "time/teacher_cached_percent":
+                times[point.step] = times.get(point.step, 0.0) + 1 - point.value / 100
+    return times
 
 
 def test_a_comparison_has_intervals_and_grows_by_seeds(workplace: Path, teacher: Path) -> None:
@@ -46,6 +60,10 @@ def test_a_comparison_has_intervals_and_grows_by_seeds(workplace: Path, teacher:
     digits.run(workplace, *arguments, "--seeds", "3")
     now = {name: content(path / "journal") for name, path in trials(folder).items()}
     assert len(now) == 9 and {name: now[name] for name in before} == before
+    # The teacher was paid for once by all seeds, those of the second session too.
+    kd = [path for name, path in trials(folder).items() if name.startswith("kd")]
+    assert computed(kd) == dict.fromkeys(computed(kd), pytest.approx(1.0))
+    assert len(computed(kd)) == max(digits.epochs(kd[0]))
     client, runs = mlflow_runs(workplace)
     (parent,) = role(runs, "comparison").values()
     arms = role(runs, "arm")
@@ -88,6 +106,9 @@ def test_all_arms_start_from_one_student_and_see_the_same_images_also_after_a_ki
     for name, path in trials(folder).items():
         assert state(path) == "finished"
         assert sorted(curves[name]) == list(range(31))
+    # An epoch that was computed before the kill and not told of is computed by nobody that tells.
+    times = computed(trials(folder).values())
+    assert len(times) == 30 and max(times.values()) <= 1.0
     for epoch in range(1, 31):
         for metric in ("train/ce", "val/loss"):
             zero, one = (

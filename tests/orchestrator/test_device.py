@@ -27,6 +27,7 @@ from dcd_core.augment import _per_channel
 from orchestrator.batches import Recipe, micro_batches
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
+from orchestrator.teaching import LiveTeaching
 
 GPU = torch.device("cuda")
 PIXELS = PixelStatistics((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -70,7 +71,6 @@ def recipe() -> Recipe:
         augment=augment,
         lr_factor=lambda epoch: 1.0,
         student_pixels=PIXELS,
-        teacher_pixels=PIXELS,
     )
 
 
@@ -106,8 +106,9 @@ def test_images_teacher_student_and_losses_stay_on_the_device(
     for step, batch in enumerate(sample_order(0, 1, images.indices).split(16)):
         micro = micro_batches(
             batch,
-            teacher,
+            LiveTeaching(teacher, pixels=PIXELS),
             epoch=1,
+            place=16 * step,
             training=images,
             recipe=recipe(),
             ranks=Ranks(device=GPU),

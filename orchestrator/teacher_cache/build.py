@@ -1,0 +1,91 @@
+"""From a run to the cache that it may use."""
+
+from __future__ import annotations
+
+import torch
+
+from orchestrator.batches import Recipe
+from orchestrator.build import feature_layers
+from orchestrator.data import Dataset
+from orchestrator.evaluation import Images, PixelStatistics
+from orchestrator.function_source import code_digest
+from orchestrator.inputs import State, state_digest
+from orchestrator.places import CachePlace
+from orchestrator.reporter import Ranks
+from orchestrator.spec import Experiment, TeacherSpec
+from orchestrator.teacher_cache.cache import Cache, Key
+from orchestrator.teacher_cache.rows import DTYPES
+from orchestrator.teacher_cache.teaching import CachedTeaching
+from orchestrator.teaching import LiveTeaching
+
+
+def teacher_key(
+    experiment: Experiment,
+    teacher: TeacherSpec,
+    state: State,
+    dataset: Dataset,
+    *,
+    pixels: PixelStatistics,
+    precision: torch.dtype,
+) -> Key:
+    """All that the answers depend on, but for the view.
+
+    Args:
+        experiment: of the student.
+        teacher: with the source that rebuilds it.
+        state: its weights.
+        dataset: whose training split it sees.
+        pixels: what it sees.
+        precision: that it computes in.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    data = experiment.data
+    augmentation: dict[str, object] = {"kind": data.augment}
+    if data.augment != "none":
+        augmentation |= {"seed": data.seed, "padding": data.crop_padding, "flip": data.flip}
+    return Key(
+        {
+            "teacher": teacher.source,
+            "code": code_digest(teacher.source),
+            "arguments": teacher.args,
+            "weights": state_digest(state),
+            "feature_layer": feature_layers(experiment.objective)["teacher"],
+            "normalize": [list(pixels.mean), list(pixels.std)],
+            "images": dataset.fingerprint,
+            "source": data.source,
+            "split": "train",
+            # The order too, in which the images of a view are computed.
+            "data_seed": data.seed,
+            "augmentation": augmentation,
+            "precision": names[precision],
+            "dtype": names[kept_dtype(experiment, precision)],
+        }
+    )
+
+
+def kept_dtype(experiment: Experiment, precision: torch.dtype) -> torch.dtype:
+    """Of the numbers that are kept, for a teacher that computes in a precision."""
+    wanted = experiment.teacher_cache.dtype
+    return precision if wanted == "auto" else DTYPES[wanted]
+
+
+def cached_teaching(
+    place: CachePlace,
+    key: Key,
+    live: LiveTeaching,
+    *,
+    training: Images,
+    recipe: Recipe,
+    ranks: Ranks,
+    own_rows: bool,
+) -> CachedTeaching:
+    """A teacher whose answers are kept at a place."""
+    return CachedTeaching(
+        live,
+        Cache(place, key),
+        training=training,
+        recipe=recipe,
+        ranks=ranks,
+        dtype=DTYPES[key.about["dtype"]],
+        own_rows=own_rows and recipe.views is None,
+    )

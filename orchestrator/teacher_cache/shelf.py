@@ -1,0 +1,275 @@
+"""Where pieces of the cache lie: who may make one, how much room there is, and what goes first.
+
+FOLDER/KEY/about.json        what the key stands for
+FOLDER/KEY/used              touched when a run begins an epoch
+FOLDER/KEY/VIEW/PIECE.arrow  answers to some of the images of one view (usually an epoch)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.fs
+
+from orchestrator.storage import Folder
+
+GIB = 2**30
+_SHARE = 0.25
+"""Of what is free: the default budget."""
+_RESERVE = (GIB, 0.05)
+"""So much stays free for others, in bytes and as a share of the disk, whichever is less."""
+_SCAN_S = 5.0
+"""How long a count of all that is there holds; what this process adds is counted at once."""
+_ACTIVE_S = 600.0
+"""A key that a run has begun an epoch with since is in use, and keeps its views."""
+_STALE_S = 3600.0
+"""Unfinished files of dead processes are removed after this time."""
+_REMOTE_LEASE_S = 120.0
+"""A lease on an object store ends by itself, as nobody there can tell whether its holder lives."""
+
+
+class Piece(NamedTuple):
+    """Images `first` to `last` of a view's order, or what rank `rank` of `size` has of them."""
+
+    view: int
+    first: int
+    last: int  # exclusive
+    rank: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Of its file, below the key."""
+        part = f"{self.first:08d}-{self.last:08d}-{self.rank}of{self.size}"
+        return f"{self.view:05d}/{part}.arrow"
+
+    @classmethod
+    def of(cls, view: int, file: str) -> Piece | None:
+        """From the name of its file; None for another file."""
+        try:
+            first, last, part = file.removesuffix(".arrow").split("-")
+            rank, size = part.split("of")
+            return cls(view, int(first), int(last), int(rank), int(size))
+        except ValueError:
+            return None
+
+
+class View(NamedTuple):
+    """The files of one view."""
+
+    key: str
+    view: int
+    num_bytes: int
+    changed_at: float
+
+
+class Shelf:
+    """A folder of pieces with a budget, which processes and perhaps nodes share.
+
+    Args:
+        folder: the place, a path or a URI.
+        max_bytes: the budget; by default a share of what is free.
+    """
+
+    def __init__(self, folder: Folder, *, max_bytes: int | None = None) -> None:
+        self.folder = folder
+        self._max_bytes = max_bytes
+        self._counted: tuple[float, int] | None = None  # when, bytes
+
+    def pieces(self, key: str, view: int) -> list[Piece]:
+        """What there is of a view."""
+        names = (self.folder / f"{key}/{view:05d}").names()
+        found = (Piece.of(view, name) for name in names if name.endswith(".arrow"))
+        return [piece for piece in found if piece is not None]
+
+    def has(self, key: str, piece: Piece) -> bool:
+        """Whether a piece is there."""
+        if self.folder.local_path is not None:
+            return self.path(key, piece).exists()
+        return piece in self.pieces(key, piece.view)
+
+    def path(self, key: str, piece: Piece) -> Path:
+        """The file of a piece, on a file system."""
+        assert self.folder.local_path is not None
+        return self.folder.local_path / key / piece.name
+
+    def read(self, key: str, piece: Piece) -> bytes | None:
+        """The bytes of a piece; None when it is not there."""
+        return self.folder.read(f"{key}/{piece.name}")
+
+    def write(self, key: str, piece: Piece, content: bytes) -> bool:
+        """Keep a piece, if there is room or room can be made; whether it is kept.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not self._make_room(key, piece.view, len(content)):
+            return False
+        self.folder.write(f"{key}/{piece.name}", content)
+        assert self._counted is not None
+        self._counted = self._counted[0], self._counted[1] + len(content)
+        return True
+
+    def delete(self, key: str, piece: Piece) -> None:
+        """Remove a piece."""
+        self.folder.delete(f"{key}/{piece.name}")
+
+    def use(self, key: str, about: dict[str, Any]) -> None:
+        """Say what a key stands for, and that it is in use.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.folder.read(f"{key}/about.json") is None:
+            self.folder.write_json(f"{key}/about.json", about)
+        self.folder.write(f"{key}/used", b"")
+
+    @contextlib.contextmanager
+    def lease(self, key: str, piece: Piece) -> Iterator[bool]:
+        """Whether this process may make a piece: nobody else does so as long as this one lives.
+
+        On a file system, the lease goes with the process that holds it, however that ends. On an
+        object store, which has no locks, two nodes that ask within the same moment may both get it:
+        both then write the same.
+        """
+        if self.folder.local_path is None:
+            with self._remote_lease(f"{key}/{piece.name}.lease") as held:
+                yield held
+            return
+        path = self.path(key, piece)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lease")
+        with lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.fstat(file.fileno()).st_ino == lock.stat().st_ino
+            except (BlockingIOError, FileNotFoundError):
+                held = False  # another has it, or has just had it and removed the file
+            try:
+                yield held
+            finally:
+                if held:
+                    lock.unlink(missing_ok=True)
+
+    def views(self) -> list[View]:
+        """All views of all keys."""
+        return _views(self._files())
+
+    def last_used(self, keys: Iterator[str] | set[str]) -> dict[str, float]:
+        """When a run last began to use each key, in seconds since 1970."""
+        infos = {
+            key: self._filesystem().get_file_info(f"{self._root()}/{key}/used") for key in keys
+        }
+        return {key: info.mtime_ns / 1e9 if info.mtime_ns else 0.0 for key, info in infos.items()}
+
+    def budget(self) -> int | None:
+        """The largest size in bytes; None for an object store without a given one."""
+        if self._max_bytes is None and self.folder.local_path is not None:
+            used = sum(view.num_bytes for view in self.views())
+            self._max_bytes = int(_SHARE * (_free(self.folder.local_path) + used))
+        return self._max_bytes
+
+    def _make_room(self, key: str, view: int, num_bytes: int) -> bool:
+        """Remove what was used least recently and is not in use, then what this key needs last.
+
+        Runs begin with the first epoch, so the views of the key itself go from the last one down,
+        and none below the one that is being written: were the oldest to go first, trials that pass
+        through more epochs than there is room for would find none of them.
+        """
+        budget = self.budget()
+        now = time.monotonic()
+        if self._counted is None or now - self._counted[0] > _SCAN_S:
+            self._counted = now, sum(found.num_bytes for found in self.views())
+        if self._fits(num_bytes, budget):
+            return True
+        views = self.views()
+        self._counted = now, sum(found.num_bytes for found in views)
+        used = self.last_used({found.key for found in views} - {key})
+        others = [v for v in views if v.key != key and time.time() - used[v.key] > _ACTIVE_S]
+        others.sort(key=lambda v: (used[v.key], v.key, -v.view))
+        own = sorted((v for v in views if v.key == key and v.view > view), key=lambda v: -v.view)
+        for victim in [*others, *own]:
+            if self._fits(num_bytes, budget):
+                break
+            with contextlib.suppress(OSError):  # another process may be removing or writing it
+                self.folder.delete(f"{victim.key}/{victim.view:05d}")
+                self._counted = now, self._counted[1] - victim.num_bytes
+        return self._fits(num_bytes, budget)
+
+    def _fits(self, num_bytes: int, budget: int | None) -> bool:
+        assert self._counted is not None
+        if budget is not None and self._counted[1] + num_bytes > budget:
+            return False
+        local = self.folder.local_path
+        if local is None:
+            return True
+        total = shutil.disk_usage(_existing(local)).total
+        return _free(local) - num_bytes > min(_RESERVE[0], _RESERVE[1] * total)
+
+    def _files(self) -> list[pyarrow.fs.FileInfo]:
+        selector = pyarrow.fs.FileSelector(self._root(), recursive=True, allow_not_found=True)
+        infos = self._filesystem().get_file_info(selector)
+        for info in infos:
+            stale = info.mtime_ns and time.time() - info.mtime_ns / 1e9 > _STALE_S
+            if stale and info.base_name.startswith(".") and info.base_name.endswith(".part"):
+                with contextlib.suppress(OSError):
+                    self._filesystem().delete_file(info.path)
+        return list(infos)
+
+    def _filesystem(self) -> pyarrow.fs.FileSystem:
+        return self.folder.filesystem()[0]
+
+    def _root(self) -> str:
+        root: str = self.folder.filesystem()[1]
+        return root
+
+    @contextlib.contextmanager
+    def _remote_lease(self, name: str) -> Iterator[bool]:
+        mine = uuid.uuid4().hex
+        now = time.time()
+        content = self.folder.read(name)
+        if content is not None and json.loads(content)["until"] > now:
+            yield False
+            return
+        self.folder.write(name, json.dumps({"holder": mine, "until": now + _REMOTE_LEASE_S}))
+        content = self.folder.read(name)
+        held = content is not None and json.loads(content)["holder"] == mine
+        try:
+            yield held
+        finally:
+            if held:
+                with contextlib.suppress(OSError):
+                    self.folder.delete(name)
+
+
+def _views(files: list[pyarrow.fs.FileInfo]) -> list[View]:
+    sizes: dict[tuple[str, int], tuple[int, float]] = {}
+    for info in files:
+        parts = info.path.rsplit("/", 3)
+        if info.type != pyarrow.fs.FileType.File or not parts[-1].endswith(".arrow"):
+            continue
+        key, view = parts[-3], parts[-2]
+        if view.isdecimal():
+            size, changed = sizes.get((key, int(view)), (0, 0.0))
+            newest = max(changed, (info.mtime_ns or 0) / 1e9)
+            sizes[key, int(view)] = size + (info.size or 0), newest
+    return [View(key, view, *value) for (key, view), value in sorted(sizes.items())]
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

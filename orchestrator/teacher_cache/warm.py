@@ -1,0 +1,56 @@
+"""Computing the teacher's answers ahead of the runs that read them."""
+
+from __future__ import annotations
+
+import torch
+
+from orchestrator.distillation import build_work, ready_teacher, session
+from orchestrator.errors import RunFailed, UserError
+from orchestrator.inputs import read_inputs
+from orchestrator.places import check_places, describe_cache, find_places
+from orchestrator.progress import Display
+from orchestrator.reporter import Ranks
+from orchestrator.spec import Experiment
+from orchestrator.worker import fill_cache
+
+
+def warm(experiment: Experiment, *, epochs: int | None, display: Display | None = None) -> str:
+    """Compute the answers for the first epochs; says what there is then.
+
+    Args:
+        experiment: as a search or a comparison would get it.
+        epochs: how many; by default those that differ.
+        display: where progress is shown.
+
+    Raises:
+        UserError: there is no teacher, or the cache is off.
+        RunFailed: there is no room for all of it.
+    """
+    display = display or Display()
+    if experiment.teacher is None:
+        raise UserError("teacher: there is none, so there is nothing to compute")
+    if experiment.teacher_cache.mode == "off":
+        raise UserError("teacher_cache: it is off, so nothing would be kept: drop that")
+    places = find_places(experiment)
+    check_places(places, experiment)
+    with display.step(f"{experiment.name}: reading images and networks"):
+        inputs = read_inputs(experiment)
+    if inputs.fit is not None:
+        with session(experiment.scaling):
+            teacher = ready_teacher(inputs, places, display=display)
+    else:
+        teacher = inputs.teacher
+    work, shared = build_work(inputs, teacher, places.storage, one_of_many=True)
+    assert work.cache is not None
+    display.say(f"{experiment.name}: {describe_cache(work.cache)}")
+    total = epochs or min(experiment.train.epochs, experiment.teacher_cache.views or 2**31)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for epoch, kept in enumerate(fill_cache(work, shared, Ranks(device=device), epochs=total), 1):
+        if not kept:
+            raise RunFailed(
+                f"the answers of {epoch - 1} of {total} epochs are in {work.cache.location}, which "
+                "has no room for more: raise teacher_cache.max_gib, lower --epochs, or set "
+                "teacher_cache.views"
+            )
+        display.say(f"epoch {epoch}/{total}")
+    return f"the answers of {total} epochs are in {work.cache.location}"

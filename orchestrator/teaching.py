@@ -1,0 +1,77 @@
+"""The teacher's answers to the images of a step, computed as they are needed.
+
+Shape letters: n images, K classes, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dcd_core import FrozenTeacher, normalize
+from orchestrator.evaluation import PixelStatistics
+
+
+class Answers(NamedTuple):
+    """What a teacher says to some images, in float32."""
+
+    logits: Tensor  # (n, K)
+    features: Tensor  # (n, D)
+
+
+class Teaching(Protocol):
+    """Where a teacher's answers come from."""
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        ...
+
+    def begin(self, epoch: int) -> None:
+        """An epoch begins."""
+        ...
+
+    def answers(self, images: Tensor, positions: Tensor, *, place: int) -> Answers:
+        """The answers to some images of the epoch.
+
+        Args:
+            images: augmented, (n, C, H, W) uint8 on the device; n may be 0.
+            positions: of the images in the training split, (n,).
+            place: of the micro-batch's first image in the order of the epoch.
+        """
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to tell about the epoch."""
+        ...
+
+
+class LiveTeaching:
+    """The teacher is run."""
+
+    def __init__(self, teacher: FrozenTeacher, *, pixels: PixelStatistics) -> None:
+        self._teacher = teacher
+        self._pixels = pixels
+        self.feature_dim = teacher.feature_dim
+        self.num_classes = teacher.num_classes
+
+    def begin(self, epoch: int) -> None:
+        """Nothing depends on it."""
+
+    def answers(self, images: Tensor, positions: Tensor, *, place: int) -> Answers:
+        """Run the teacher."""
+        return self.run(images)
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def run(self, images: Tensor) -> Answers:
+        """The answers to images (n, C, H, W) uint8."""
+        inputs = normalize(images, mean=self._pixels.mean, std=self._pixels.std)
+        if len(images) == 0:  # many networks cannot run on no image: run one and take no row of it
+            inputs = torch.zeros(1, *inputs.shape[1:], device=inputs.device)
+        output = self._teacher(inputs)
+        return Answers(output.logits[: len(images)], output.features[: len(images)])
