@@ -162,9 +162,8 @@ class Book(Callback):
                 metrics=final_metrics(result) if result else {},
                 tags={"dcd.state": state, **computation_tags(folder)},
             )
-            # Nothing will go on from them; until that is written down, something might.
-            folder.delete("checkpoints")
-            folder.delete("ray")
+            # Nothing will go on from its checkpoints; until that is written down, something might.
+            clear_ended(folder)
 
     def on_trial_error(self, *, trial: TuneTrial, **info: Any) -> None:
         """A trial has failed for good."""
@@ -217,6 +216,12 @@ class Book(Callback):
         self._tracking.changed(folder)
         self._watcher.ended(name, state, self._scores.pop(name, None), message)
         self._source.ended(name, state)
+
+
+def clear_ended(folder: Folder) -> None:
+    """Remove what a trial that has ended well leaves besides its result."""
+    folder.delete("checkpoints")
+    folder.delete("ray")
 
 
 def failure(trial: TuneTrial) -> str:

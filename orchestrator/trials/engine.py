@@ -16,9 +16,10 @@ from orchestrator.error_text import cause
 from orchestrator.errors import OrchestratorError, RunFailed
 from orchestrator.ray_session import live_nodes
 from orchestrator.resources import WorkerResources, capacity, trial_resources
+from orchestrator.runs import read_state
 from orchestrator.spec import ScalingSpec
 from orchestrator.storage import Folder
-from orchestrator.trials.book import Book, Watcher
+from orchestrator.trials.book import Book, Watcher, clear_ended
 from orchestrator.trials.feed import Feed, Source, Trial
 from orchestrator.trials.nested import stoppable
 from orchestrator.trials.session import Tracking
@@ -104,6 +105,10 @@ def run_trials(
         ended_before=ended_before,
         students=students,
     )
+
+    for name in setup.folder.names():  # an earlier session may have been killed before it could
+        if read_state(setup.folder / name) in ("finished", "stopped"):
+            clear_ended(setup.folder / name)
 
     def take() -> Trial | None:
         trial = source.next()

@@ -24,6 +24,8 @@ from orchestrator.journal import RESTARTS, Journal
 from orchestrator.places import Places
 from orchestrator.ray_session import DRIVER_ENVIRONMENT
 from orchestrator.resources import WorkerResources
+from orchestrator.runs import write_state
+from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 from orchestrator.trials.engine import Population, Setup, run_trials
 from orchestrator.trials.feed import ListSource, Trial
@@ -102,12 +104,7 @@ def run(
     interval: int | None = None,
 ) -> tuple[dict[str, Record], dict[str, str]]:
     """Run trials to their ends: their records, and what was told of the ends."""
-    scaling = setup.scaling.model_dump()
-    experiment = build_experiment(
-        {"name": "none", "data": {"source": "digits"}, "student": {"source": "resnet8"}}
-        | {"objective": {"method": "ce"}, "scaling": scaling},
-        where="test",
-    )
+    experiment, _ = _experiment_and_settings(setup)
     trials = [Trial(name, experiment, {WEIGHT: value}, {}, "") for name, value in weights.items()]
 
     def create(trial: Trial) -> None:
@@ -125,6 +122,16 @@ def run(
         trainable=trainable,
     )
     return {record.name: record for record in read_trials(setup.folder)}, notes.ends
+
+
+def _experiment_and_settings(setup: Setup) -> tuple[Experiment, dict[str, float]]:
+    scaling = setup.scaling.model_dump()
+    experiment = build_experiment(
+        {"name": "none", "data": {"source": "digits"}, "student": {"source": "resnet8"}}
+        | {"objective": {"method": "ce"}, "scaling": scaling},
+        where="test",
+    )
+    return experiment, {WEIGHT: 1.0}
 
 
 def report(epoch: int, score: float, **options: Any) -> None:
@@ -206,10 +213,16 @@ def test_the_median_stops_trials_that_stay_below_it(setup: Setup) -> None:
     scheduler = build_scheduler(space, epochs=EPOCHS, ended=[], going_on={})
     names = ["90", "80", "70", "60", "10", "20", "95", "15"]
     one_by_one = setup._replace(resources=WorkerResources(cpus=4, gpus=0))
+    # What a kill has left of a trial between its end and the removal of its checkpoints.
+    earlier = setup.folder / "50"
+    create_trial(earlier, *_experiment_and_settings(setup))
+    write_state(earlier, "stopped")
+    earlier.write("checkpoints/epoch_0001.safetensors", b"")
     records, ends = run(one_by_one, steady, dict.fromkeys(names, 1.0), scheduler=scheduler)
     assert {name for name, end in ends.items() if end == "stopped"} == {"60", "10", "20", "15"}
     for name, end in ends.items():
         assert records[name].epochs == (2 if end == "stopped" else EPOCHS)
+    assert records["50"].state == "stopped" and "checkpoints" not in earlier.names()
 
 
 def meets(config: dict[str, Any], *, bundle: Bundle) -> None:
