@@ -12,7 +12,8 @@ def main() -> int:
     names = sorted(
         path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_")
     )
-    names.remove("record")
+    for shared in ("record", "experiment"):
+        names.remove(shared)
     if len(sys.argv) < 2 or sys.argv[1] not in names:
         print(f"usage: python -m benchmarks NAME, one of {', '.join(names)}", file=sys.stderr)
         return 2

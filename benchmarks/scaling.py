@@ -16,11 +16,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
+from benchmarks.experiment import digits_experiment
 from benchmarks.record import Spread, describe_machine, machine, print_table, write_json
-from dcd_core import build_model
 from orchestrator.distillation import distill
 from orchestrator.experiment_file import build_experiment
 from orchestrator.journal import Journal
@@ -32,30 +31,22 @@ CONFIGURATIONS = ((1, "local"), (2, "local"), (2, "sync"))
 def images_per_second(folder: Path, workers: int, norm: str, args: argparse.Namespace) -> float:
     """The median over the epochs of one run."""
     experiment = build_experiment(
-        {
-            "name": "scaling",
-            "data": {
-                "source": "digits",
-                "grey_to_rgb": True,
-                "resize": 32,
-                "test_fraction": 0.2,
+        digits_experiment(
+            folder,
+            teacher=args.teacher,
+            student=args.student,
+            batch_size=args.batch_size,
+            epochs=1 + args.epochs,
+            sections={
+                "scaling": {
+                    "workers": workers,
+                    "cpus_per_worker": 1,
+                    "gpus_per_worker": 0,
+                    "batch_norm": norm,
+                },
+                "tracking": {"enabled": False},
             },
-            "teacher": {
-                "source": args.teacher,
-                "checkpoint": str(folder / "teacher.pt"),
-                "min_top1": 0,
-            },
-            "student": {"source": args.student},
-            "train": {"epochs": 1 + args.epochs, "batch_size": args.batch_size},
-            "scaling": {
-                "workers": workers,
-                "cpus_per_worker": 1,
-                "gpus_per_worker": 0,
-                "batch_norm": norm,
-            },
-            "storage": {"path": str(folder / "runs")},
-            "tracking": {"enabled": False},
-        },
+        ),
         where="benchmark",
     )
     display = Display(Console(file=io.StringIO()))
@@ -82,8 +73,6 @@ def main() -> None:
     speeds: dict[tuple[int, str], list[float]] = {key: [] for key in CONFIGURATIONS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        torch.manual_seed(0)
-        torch.save(build_model(args.teacher, num_classes=10).state_dict(), folder / "teacher.pt")
         for _ in range(args.turns):
             for workers, norm in CONFIGURATIONS:
                 speed = images_per_second(folder, workers, norm, args)

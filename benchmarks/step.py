@@ -12,8 +12,11 @@ and with it neither does compiling. Results are in docs/performance.md.
 from __future__ import annotations
 
 import argparse
+import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -37,8 +40,11 @@ from dcd_core import (
 )
 from orchestrator.batches import Recipe, micro_batches
 from orchestrator.evaluation import Images, PixelStatistics
+from orchestrator.places import CachePlace
 from orchestrator.reporter import Ranks
-from orchestrator.teaching import LiveTeaching
+from orchestrator.teacher_cache.cache import Cache, Key
+from orchestrator.teacher_cache.teaching import CachedTeaching
+from orchestrator.teaching import LiveTeaching, Teaching
 
 NUM_CLASSES, NUM_IMAGES = 100, 2048
 PIXELS = PixelStatistics((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -61,6 +67,16 @@ class Networks(NamedTuple):
     teacher: FeatureModel
     distiller: Distiller
     optimizer: torch.optim.Optimizer
+
+
+def made_up_images() -> Images:
+    """Noise of CIFAR's size."""
+    generator = torch.Generator().manual_seed(0)
+    return Images(
+        torch.randint(256, (NUM_IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator),
+        torch.arange(NUM_IMAGES),
+    )
 
 
 def networks(teacher: str, student: str) -> Networks:
@@ -141,8 +157,9 @@ def ours(
     precision: torch.dtype,
     compiled: bool,
     device: torch.device,
+    cache: Path | None,
 ) -> Callable[[int], None]:
-    """The product's own step."""
+    """The product's own step; with a folder for the cache, the teacher's answers are read."""
     teacher, distiller, optimizer = nets
     example = torch.zeros(2, 3, 32, 32, device=device)
     frozen = FrozenTeacher(teacher.to(device), images_example=example, precision=precision)
@@ -166,6 +183,20 @@ def ours(
     )
     order = sample_order(0, 1, images.indices)
     steps_done = 0
+    live = LiveTeaching(frozen, pixels=PIXELS)
+    teaching: Teaching = live
+    if cache is not None:
+        kept = CachedTeaching(
+            live,
+            Cache(CachePlace(str(cache), None), Key({"precision": str(precision)})),
+            training=images,
+            recipe=recipe,
+            ranks=Ranks(device=device),
+            dtype=precision,
+        )
+        kept.fill(1)
+        teaching = kept
+    teaching.begin(1)
 
     def train(steps: int) -> None:
         nonlocal steps_done
@@ -176,8 +207,8 @@ def ours(
             steps_done += 1
             batch = micro_batches(
                 order[first : first + batch_size],
-                LiveTeaching(frozen, pixels=PIXELS),
-                epoch=steps_done,
+                teaching,
+                epoch=1,
                 place=first,
                 training=images,
                 recipe=recipe,
@@ -200,31 +231,35 @@ def ours(
     return train
 
 
-def variants(args: argparse.Namespace, device: torch.device) -> list[Variant]:
-    """All that are compared, the plain loop first."""
-    generator = torch.Generator().manual_seed(0)
-    images = Images(
-        torch.randint(256, (NUM_IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8),
-        torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator),
-        torch.arange(NUM_IMAGES),
-    )
+def variants(args: argparse.Namespace, device: torch.device, folder: Path) -> list[Variant]:
+    """All that are compared, the plain loop first.
+
+    Args:
+        args: of the command.
+        device: where they run.
+        folder: an empty one for the teacher's answers.
+    """
+    images = made_up_images()
     found = [
         Variant(
             "plain loop",
             plain(images, networks(args.teacher, args.student), batch_size=args.batch_size),
         )
     ]
-    for name, precision in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        for compiled in (False, True):
-            train = ours(
-                images,
-                networks(args.teacher, args.student),
-                batch_size=args.batch_size,
-                precision=precision,
-                compiled=compiled,
-                device=device,
-            )
-            found.append(Variant(f"{name}, compiled" if compiled else name, train))
+    for cache, (name, precision), compiled in itertools.product(
+        (None, folder), (("fp32", torch.float32), ("bf16", torch.bfloat16)), (False, True)
+    ):
+        train = ours(
+            images,
+            networks(args.teacher, args.student),
+            batch_size=args.batch_size,
+            precision=precision,
+            compiled=compiled,
+            device=device,
+            cache=cache,
+        )
+        name += ", compiled" if compiled else ""
+        found.append(Variant(f"{name}, teacher cached" if cache is not None else name, train))
     return found
 
 
@@ -239,15 +274,16 @@ def main() -> None:
     parser.add_argument("--json", help="where to write the numbers")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compared = variants(args, device)
-    speeds: dict[str, list[float]] = {variant.name: [] for variant in compared}
-    for turn in range(args.turns + 1):
-        for variant in compared:
-            started = time.perf_counter()
-            variant.train(args.steps)
-            seconds = time.perf_counter() - started
-            if turn > 0:
-                speeds[variant.name].append(args.steps * args.batch_size / seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        compared = variants(args, device, Path(folder))
+        speeds: dict[str, list[float]] = {variant.name: [] for variant in compared}
+        for turn in range(args.turns + 1):
+            for variant in compared:
+                started = time.perf_counter()
+                variant.train(args.steps)
+                seconds = time.perf_counter() - started
+                if turn > 0:
+                    speeds[variant.name].append(args.steps * args.batch_size / seconds)
     base = speeds["plain loop"]
     rows, results = [], {}
     for name, values in speeds.items():

@@ -79,7 +79,7 @@ def train(
 
     for epoch in range(done.epoch + 1 if done else 1, recipe.epochs + 1):
         _seed_everything(recipe.seed, epoch, ranks.rank)
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         loss = objective(epoch)
         with _heads_rest(distiller, optimizer, when=not loss.uses_features):
             meter = _train_epoch(
@@ -100,7 +100,7 @@ def train(
                 result.first_bad.items(), key=lambda item: (item[1], item[0] == "total")
             )
             raise _diverged(f"{term} was not finite in epoch {epoch}, step {step + 1}", done)
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         share_buffers(distiller, ranks)
         scores = evaluate(distiller.student, validation, pixels=recipe.student_pixels, ranks=ranks)
         _check_finite(distiller, scores, scaler, epoch=epoch, done=done)
@@ -109,6 +109,7 @@ def train(
             **score_metrics("val", scores),
             "optimizer/lr": optimizer.param_groups[0]["lr"],
             "time/epoch_seconds": seconds,
+            "time/cpu_seconds": cpu_seconds,
             "time/images_per_second": len(training.labels) / seconds,
             **(teaching.metrics() if teaching is not None else {}),
         }

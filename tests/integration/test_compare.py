@@ -20,9 +20,6 @@ from test_search import (
     trials,
 )
 
-from orchestrator.journal import Journal
-from orchestrator.storage import Folder
-
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.mlflow,
@@ -34,7 +31,7 @@ def computed(runs: Iterable[Path]) -> dict[int, float]:
     """How often the teacher was run on an epoch's images, in all of some runs together."""
     times: dict[int, float] = {}
     for run in runs:
-        for point in Journal(Folder(str(run))).points():
+        for point in digits.points(run):
             if point.name == "time/teacher_cached_percent":
                 times[point.step] = times.get(point.step, 0.0) + 1 - point.value / 100
     return times
