@@ -38,7 +38,7 @@ SPACE = {
         "objective.init_temperature": {"loguniform": [0.1, 1.0]},
     },
     "searcher": "random",
-    "scheduler": "fifo",
+    "scheduler": "none",
 }
 SETTINGS = {"fp32": "fp32", "fast (bf16)": "bf16"}
 

@@ -42,6 +42,15 @@ COVERED = {
         "tests/integration/test_demo.py",
         '"plan", "examples/digits.yaml", "--space", "dcd", "--trials", "16"',
     ),
+    "dcd cache ls": ("tests/integration/test_demo.py", 'run(newcomer, "cache", "ls")'),
+    "dcd cache warm examples/digits.yaml": (
+        "tests/integration/test_demo.py",
+        '"cache", "warm", "examples/digits.yaml"',
+    ),
+    "dcd cache prune --older-than 7": (
+        "tests/integration/test_demo.py",
+        '"cache", "prune", "--older-than", "7"',
+    ),
     "dcd sync": ("tests/integration/test_demo.py", 'run(newcomer, "sync")'),
     "dcd ui": ("tests/integration/test_browser.py", 'start(workplace, "ui"'),
     "dcd doctor": ("tests/integration/test_demo.py", 'run(newcomer, "doctor")'),
@@ -69,10 +78,14 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
 
 
 def test_the_experiment_of_the_readme_is_valid() -> None:
-    (text,) = snippets("yaml")
-    experiment = build_experiment(yaml.safe_load(text), where="README")
+    text, cache = snippets("yaml")
+    values = yaml.safe_load(text)
+    experiment = build_experiment(values, where="README")
     assert experiment.scaling.workers == 2
     assert experiment.teacher is not None
+    for line in cache.splitlines():  # two ways to write one section
+        section = yaml.safe_load(line)
+        assert build_experiment(values | section, where="README").teacher_cache.mode == "auto"
 
 
 def test_the_loss_of_the_readme_runs_as_it_stands() -> None:
