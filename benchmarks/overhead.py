@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,14 @@ import torch
 import yaml
 
 from benchmarks.experiment import digits_experiment
-from benchmarks.record import Spread, describe_machine, machine, print_table, write_json
+from benchmarks.record import (
+    Spread,
+    describe_machine,
+    machine,
+    print_table,
+    run_quietly,
+    write_json,
+)
 from dcd_core import (
     Distiller,
     FeatureModel,
@@ -110,12 +116,8 @@ def bare_loop(file: Path) -> list[float]:
 
 def command(file: Path, name: str) -> list[float]:
     """`dcd distill`; when each epoch ended."""
-    subprocess.run(
-        [sys.executable, "-m", "orchestrator", "distill", str(file), "--set", f"name={name}"],
-        check=True,
-        capture_output=True,
-        cwd=file.parent,
-    )
+    command = [sys.executable, "-m", "orchestrator", "distill", str(file)]
+    run_quietly([*command, "--set", f"name={name}"], file.parent)
     ended = {
         point.step: point.timestamp_ms / 1000
         for point in Journal(Folder(str(file.parent / "runs" / name))).points()
@@ -126,13 +128,8 @@ def command(file: Path, name: str) -> list[float]:
 
 def bare(file: Path) -> list[float]:
     """The bare loop in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "overhead", "--bare", str(file)],
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    ends: list[float] = json.loads(done.stdout)
+    command = [sys.executable, "-m", "benchmarks", "overhead", "--bare", str(file)]
+    ends: list[float] = json.loads(run_quietly(command, Path.cwd()))
     return ends
 
 

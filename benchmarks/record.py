@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ def describe_machine(found: Mapping[str, Any]) -> str:
         f"{found['processor']} ({', '.join(found['capabilities']) or 'no AVX-512'}), "
         f"{found['threads']} threads, {gpus}, torch {found['versions']['torch']}"
     )
+
+
+def run_quietly(command: Sequence[str], folder: Path) -> str:
+    """Run a command in a folder; what it printed. What it complained of is told when it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def write_json(path: str | None, values: Mapping[str, Any]) -> None:

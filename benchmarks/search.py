@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,13 @@ import torch
 import yaml
 
 from benchmarks.experiment import digits_experiment
-from benchmarks.record import describe_machine, machine, print_table, write_json
+from benchmarks.record import (
+    describe_machine,
+    machine,
+    print_table,
+    run_quietly,
+    write_json,
+)
 from benchmarks.step import made_up_images, networks, plain
 from orchestrator.journal import Journal
 from orchestrator.storage import Folder
@@ -37,6 +42,7 @@ SPACE = {
         "objective.dcd_weight": {"loguniform": [0.3, 3.0]},
         "objective.init_temperature": {"loguniform": [0.1, 1.0]},
     },
+    "trials": 16,
     "searcher": "random",
     "scheduler": "none",
 }
@@ -63,7 +69,7 @@ def search(folder: Path, name: str, precision: str, mode: str, args: argparse.Na
     command = [sys.executable, "-m", "orchestrator", "search", "space.yaml", "experiment.yaml"]
     options = ["--trials", str(args.trials), "--final-seeds", "0", "--name", name]
     started = time.time()
-    subprocess.run([*command, *options], check=True, capture_output=True, cwd=folder)
+    run_quietly([*command, *options], folder)
     trials = Folder(str(folder / "runs" / name / "trials"))
     found: list[dict[str, float]] = []
     for trial in trials.names():

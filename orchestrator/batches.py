@@ -41,6 +41,13 @@ class Recipe:
         return epoch if self.views is None else (epoch - 1) % self.views + 1
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device while it works on something else, which takes pinned memory."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def micro_batches(
     batch: Tensor,
     teaching: Teaching | None,
@@ -68,8 +75,8 @@ def micro_batches(
         counts = shares(len(micro), ranks.size)
         first = sum(counts[: ranks.rank])
         own = micro[first : first + counts[ranks.rank]]  # (n,)
-        indices = training.indices[own].to(ranks.device, non_blocking=True)
-        images = training.images[own].to(ranks.device, non_blocking=True)
+        indices = to_device(training.indices[own], ranks.device)
+        images = to_device(training.images[own], ranks.device)
         images = recipe.augment(images, indices, recipe.view(epoch))  # (n, C, H, W) uint8
         logits = features = None
         if teaching is not None:
@@ -83,7 +90,7 @@ def micro_batches(
             images=normalize(images, mean=pixels.mean, std=pixels.std).contiguous(
                 memory_format=recipe.memory_format
             ),
-            labels=training.labels[own].to(ranks.device, non_blocking=True),
+            labels=to_device(training.labels[own], ranks.device),
             teacher_logits=logits if needs_logits else None,
             teacher_features=features if takes_features else None,
             counts=counts,

@@ -448,7 +448,7 @@ class TrainSpec(Section):
     accumulate: Count = 1
     """Micro-batches per optimizer step. DCD compares the images of one micro-batch, so this changes
     the objective."""
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     """Precision of the networks; losses are always in fp32. `auto` is bf16 where the device is
     faster in it than in fp32 (CPUs with AMX or AVX512-BF16, GPUs from Ampere on), else fp32."""
     compile: bool | Literal["auto"] = "auto"

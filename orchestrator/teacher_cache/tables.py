@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from orchestrator.batches import to_device
 from orchestrator.teacher_cache.rows import Rows
 from orchestrator.teaching import Answers
 
@@ -73,7 +74,7 @@ class Mapped:
         return self._answers(logits, features)
 
     def _answers(self, logits: Tensor, features: Tensor) -> Answers:
-        return Answers(*(part.to(self._device).float() for part in (logits, features)))
+        return Answers(*(to_device(part, self._device).float() for part in (logits, features)))
 
 
 class Resident:
@@ -92,9 +93,9 @@ class Resident:
                 for part in rows[1:]
             )
             self._all = logits, features
-        positions = rows.positions.to(self._device)
+        positions = to_device(rows.positions, self._device)
         for whole, part in zip(self._all, rows[1:], strict=True):
-            whole[positions] = part.to(self._device)
+            whole[positions] = to_device(part, self._device)
 
     def take(self, positions: Tensor) -> Answers:
         """The rows of images (n,), which must be there."""

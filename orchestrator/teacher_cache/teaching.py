@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dcd_core import sample_order, shares
-from orchestrator.batches import Recipe
+from orchestrator.batches import Recipe, to_device
 from orchestrator.errors import UserError
 from orchestrator.evaluation import Images
 from orchestrator.reporter import Ranks
@@ -203,8 +203,8 @@ class CachedTeaching:
         positions, logits, features = [], [], []
         for batch in self._batches(chunk):
             own = batch.to(training.indices.device)
-            indices = training.indices[own].to(device, non_blocking=True)
-            images = training.images[own].to(device, non_blocking=True)
+            indices = to_device(training.indices[own], device)
+            images = to_device(training.images[own], device)
             answers = self._live.run(recipe.augment(images, indices, self._view))
             positions.append(batch)
             logits.append(answers.logits.to(self._dtype))
