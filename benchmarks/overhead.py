@@ -155,7 +155,7 @@ def main() -> None:
             student=args.student,
             batch_size=64,
             epochs=args.epochs,
-            sections={"train": {"compile": False}},
+            sections={"train": {"precision": "fp32", "compile": False}},
         )
         file = folder / "experiment.yaml"
         file.write_text(yaml.safe_dump(values))

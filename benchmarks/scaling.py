@@ -44,6 +44,7 @@ def images_per_second(folder: Path, workers: int, norm: str, args: argparse.Name
                     "gpus_per_worker": 0,
                     "batch_norm": norm,
                 },
+                "train": {"precision": "fp32", "compile": False},
                 "tracking": {"enabled": False},
             },
         ),

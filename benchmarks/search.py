@@ -5,8 +5,7 @@
 16 trials over loss settings, all to the last epoch, each on one core: once with the teacher cache
 and once with every trial running the teacher itself, as separate runs would. CPU-seconds are those
 of the processes that train, by epoch (`time/cpu_seconds`), so that start-up is apart; they are held
-against plain loops too (see `step`), of which a few are run and the rest reckoned. Two of any kind
-run at once.
+against plain loops too (see `step`), of which a few are run, two at once, and the rest reckoned.
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ from benchmarks.record import (
     write_json,
 )
 from benchmarks.step import made_up_images, networks, plain
+from orchestrator.data import load_dataset
+from orchestrator.experiment_file import load_experiment
 from orchestrator.journal import Journal
 from orchestrator.storage import Folder
 
@@ -129,7 +130,8 @@ def main() -> None:
             for mode in ("on", "off"):
                 own = f"{precision}-{mode}"
                 results[f"{setting}, cache {mode}"] = search(folder, own, precision, mode, args)
-    num_images = 1293 * args.epochs
+        data = load_experiment(folder / "experiment.yaml").data
+        num_images = len(load_dataset(data).train) * args.epochs
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         loops = pool.starmap(plain_loop, [(args, num_images)] * args.plain_loops, chunksize=1)
     reckoned = sum(loops) / len(loops) * args.trials

@@ -194,7 +194,7 @@ def ours(
             ranks=Ranks(device=device),
             dtype=precision,
         )
-        kept.fill(1)
+        assert kept.fill(1) is None
         teaching = kept
     teaching.begin(1)
 

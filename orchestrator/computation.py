@@ -59,7 +59,7 @@ def choose_computation(
     """
     wanted = experiment.train.precision
     if wanted == "auto":
-        wanted = "bf16" if _has_fast_bf16(device) else "fp32"
+        wanted = "bf16" if has_fast_bf16(device) else "fp32"
     own = experiment.teacher.precision if experiment.teacher is not None else "auto"
     compiled = experiment.train.compile
     if compiled == "auto":
@@ -117,7 +117,8 @@ def computation_tags(run: Folder) -> dict[str, str]:
     return {f"dcd.computation.{key}": str(value) for key, value in values.items()}
 
 
-def _has_fast_bf16(device: torch.device) -> bool:
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device computes faster in bf16 than in fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Other CPUs convert to fp32 and back.

@@ -258,8 +258,7 @@ def _train(
     if work.cache is not None:
         display.say(f"{experiment.name}: {describe_cache(work.cache)}")
     if experiment.scaling.workers == 0:
-        use_gpu = experiment.scaling.gpus_per_worker != 0 and torch.cuda.is_available()
-        device = torch.device("cuda" if use_gpu else "cpu")
+        device = device_of(experiment.scaling)
         if experiment.scaling.cpus_per_worker != "auto":
             torch.set_num_threads(experiment.scaling.cpus_per_worker)
         return run_work(work, shared, ProcessReporter(Journal(run.folder), device=device))
@@ -272,6 +271,12 @@ def _train(
     else:
         resources = local_resources(experiment.scaling)
     return train_on_ray(work, shared, resources)
+
+
+def device_of(scaling: ScalingSpec) -> torch.device:
+    """Where a run in this process computes."""
+    use_gpu = scaling.gpus_per_worker != 0 and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
 
 
 def _fingerprints(inputs: Inputs) -> dict[str, str]:

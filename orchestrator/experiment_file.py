@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
-from orchestrator.spec import METHOD_WEIGHTS, Experiment
+from orchestrator.spec import METHOD_WEIGHTS, Experiment, cache_section
 from search_spaces import parse_yaml
 
 # Sections and fields that say where a run happens, not what it computes; see `identity`.
@@ -30,6 +30,9 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
         UserError: the file is missing, not YAML, or not a valid experiment.
     """
     values = _read_yaml(Path(path))
+    if isinstance(values.get("teacher_cache"), str | bool):
+        # One word for the whole section; an override may be of one of its fields.
+        values["teacher_cache"] = cache_section(values["teacher_cache"])
     for override in overrides:
         key, value = parse_override(override)
         _set(values, key.split("."), value, f"--set {override}")
@@ -82,6 +85,8 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     scaling = values["scaling"]
     for field in _PLACEMENT_FIELDS:
         del scaling[field]
+    if values["teacher_cache"]["mode"] == "off":
+        values["teacher_cache"]["dtype"] = "auto"  # nothing is rounded then
     for field in _CACHE_PLACEMENT_FIELDS:
         del values["teacher_cache"][field]
     workers = scaling.pop("workers")

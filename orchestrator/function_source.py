@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -59,18 +57,6 @@ def build_from_function(
             f"{source}: returned a {type(network).__name__}, where a torch.nn.Module is needed"
         )
     return network
-
-
-def code_digest(source: str) -> str | None:
-    """16 hex digits over the file of a user's own function; None for another kind of source.
-
-    Raises:
-        UserError: there is no such function.
-    """
-    if ":" not in source or source.startswith(_SCHEMES):
-        return None
-    file = inspect.getsourcefile(inspect.unwrap(_find_function(source)))
-    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def call_builder(source: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -83,8 +83,11 @@ def check_places(places: Places, experiment: Experiment) -> None:
         UserError: names the setting.
     """
     check_writable(places.storage, setting="storage.path")
-    if experiment.teacher_cache.path is not None and experiment.teacher_cache.mode != "off":
-        check_writable(Folder(experiment.teacher_cache.path), setting="teacher_cache.path")
+    cache = experiment.teacher_cache
+    if cache.path is not None and cache_place(experiment, one_of_many=True) is not None:
+        folder = Folder(cache.path)
+        if not folder.names():  # what is there can be read, even if nothing may be added
+            check_writable(folder, setting="teacher_cache.path")
     uri = places.tracking_uri
     if uri is not None and uri.startswith("sqlite:///"):
         setting = "tracking.uri" if experiment.tracking.uri else "MLFLOW_TRACKING_URI"

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 
 from orchestrator.build import build_distiller, num_views
+from orchestrator.computation import has_fast_bf16
 from orchestrator.data import describe_counts
-from orchestrator.distillation import check_resources
+from orchestrator.distillation import check_resources, device_of
 from orchestrator.experiment_file import yaml_text
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.mlflow_client import without_password
@@ -109,11 +110,16 @@ def _cache(inputs: Inputs) -> str:
     assert experiment.teacher is not None
     wanted, own = experiment.teacher_cache.dtype, experiment.teacher.precision
     kept = next((p for p in (wanted, own, experiment.train.precision) if p != "auto"), "auto")
-    size = 2 if kept in ("bf16", "fp16") else 4
+    if kept == "auto":
+        kept = "bf16" if has_fast_bf16(device_of(experiment.scaling)) else "fp32"
+    size = 4 if kept == "fp32" else 2
     epoch = len(inputs.dataset.train.labels) * (inputs.teacher_dim + classes) * size / _MIB
     views = num_views(experiment) or experiment.train.epochs
     epochs = min(experiment.train.epochs, views)
-    budget = Shelf(Folder(place.location), max_bytes=place.max_bytes).budget()
+    try:
+        budget = Shelf(Folder(place.location), max_bytes=place.max_bytes).budget()
+    except OSError as error:
+        return f"cannot be used: {error}"
     text = f"{epoch:,.1f} MiB an epoch, {epochs * epoch:,.0f} MiB for {epochs} epochs"
     text += f", in {place.location}"
     if budget is not None:

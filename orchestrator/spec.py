@@ -248,11 +248,23 @@ class TeacherCacheSpec(Section):
     @classmethod
     def _one_word(cls, values: Any) -> Any:
         if isinstance(values, str | bool):
-            mode = _as_mode(values)
-            return {"mode": mode} if mode in ("auto", "on", "off") else {"path": values}
+            section = cache_section(values)
+            word = section.get("path", "/")
+            if not any(character in word for character in "/\\~"):
+                raise ValueError(
+                    f"{word!r} is none of auto, on and off, nor a folder with a slash: for a "
+                    f"folder here, write ./{word}"
+                )
+            return section
         if isinstance(values, dict) and "mode" in values:
             return {**values, "mode": _as_mode(values["mode"])}
         return values
+
+
+def cache_section(word: str | bool) -> dict[str, Any]:
+    """The section that one word stands for."""
+    mode = _as_mode(word)
+    return {"mode": mode} if mode in ("auto", "on", "off") else {"path": word}
 
 
 def _or_one_word(schema: dict[str, Any]) -> None:

@@ -220,11 +220,11 @@ def _frozen(
     return frozen, scores
 
 
-def fill_cache(work: Work, shared: Shared, ranks: Ranks, *, epochs: int) -> Iterator[bool]:
+def fill_cache(work: Work, shared: Shared, ranks: Ranks, *, epochs: int) -> Iterator[str | None]:
     """Compute the teacher's answers ahead of the runs that will read them.
 
     Yields:
-        For each of the first epochs, whether all of its answers are there.
+        For each of the first epochs, None, or why not all of its answers are there.
     """
     pixels = student_pixels(work.experiment.data, shared.dataset)
     student, teacher = _build_networks(work, shared, pixels, ranks)
@@ -269,9 +269,10 @@ def _teaching(
         work.experiment,
         work.teacher,
         shared.teacher_state,
+        frozen,
         shared.dataset,
         pixels=work.teacher_pixels,
-        precision=frozen.precision,
+        device=ranks.device,
     )
     return cached_teaching(
         work.cache,

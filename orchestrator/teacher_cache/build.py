@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from dcd_core import FrozenTeacher
 from orchestrator.batches import Recipe
 from orchestrator.build import feature_layers
+from orchestrator.code_digest import code_digest
 from orchestrator.data import Dataset
 from orchestrator.evaluation import Images, PixelStatistics
-from orchestrator.function_source import code_digest
 from orchestrator.inputs import State, state_digest
 from orchestrator.places import CachePlace
 from orchestrator.reporter import Ranks
@@ -23,10 +24,11 @@ def teacher_key(
     experiment: Experiment,
     teacher: TeacherSpec,
     state: State,
+    network: FrozenTeacher,
     dataset: Dataset,
     *,
     pixels: PixelStatistics,
-    precision: torch.dtype,
+    device: torch.device,
 ) -> Key:
     """All that the answers depend on, but for the view.
 
@@ -34,9 +36,10 @@ def teacher_key(
         experiment: of the student.
         teacher: with the source that rebuilds it.
         state: its weights.
+        network: what they are in.
         dataset: whose training split it sees.
         pixels: what it sees.
-        precision: that it computes in.
+        device: where it runs. A GPU computes convolutions in fp32 with fewer bits than a CPU.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     data = experiment.data
@@ -46,7 +49,9 @@ def teacher_key(
     return Key(
         {
             "teacher": teacher.source,
-            "code": code_digest(teacher.source),
+            "code": code_digest(network, builder=teacher.source.partition(":")[0]),
+            "torch": torch.__version__,
+            "device": device.type,
             "arguments": teacher.args,
             "weights": state_digest(state),
             "feature_layer": feature_layers(experiment.objective)["teacher"],
@@ -57,8 +62,8 @@ def teacher_key(
             # The order too, in which the images of a view are computed.
             "data_seed": data.seed,
             "augmentation": augmentation,
-            "precision": names[precision],
-            "dtype": names[kept_dtype(experiment, precision)],
+            "precision": names[network.precision],
+            "dtype": names[kept_dtype(experiment, network.precision)],
         }
     )
 

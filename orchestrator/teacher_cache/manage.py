@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from orchestrator.error_text import nearest
-from orchestrator.errors import UserError
+from orchestrator.errors import DamagedFile, UserError
 from orchestrator.reports.tables import Table, text_table
 from orchestrator.storage import Folder
 from orchestrator.teacher_cache.shelf import GIB, Shelf
 
-_KEY = re.compile(r"[0-9a-f]{16}")
 _MIB = 2**20
 
 
@@ -31,9 +29,8 @@ class Entry(NamedTuple):
 def entries(location: str) -> list[Entry]:
     """What lies in a cache, the most recently used first."""
     shelf = Shelf(Folder(location))
-    keys = {name for name in shelf.folder.names() if _KEY.fullmatch(name)}
-    abouts = {key: shelf.folder.read_json(f"{key}/about.json") for key in keys}
-    keys = {key for key in keys if isinstance(abouts[key], dict)}  # others are not ours
+    keys = shelf.keys()
+    abouts = {key: _about(shelf.folder, key) for key in keys}
     used = shelf.last_used(keys)
     views = shelf.views()
     found = [
@@ -49,6 +46,16 @@ def entries(location: str) -> list[Entry]:
     return sorted(found, key=lambda entry: (-entry.used_at, entry.key))
 
 
+def _about(folder: Folder, key: str) -> dict[str, Any]:
+    """What a key stands for; question marks where its file is damaged."""
+    try:
+        read = folder.read_json(f"{key}/about.json")
+    except DamagedFile:
+        read = None
+    names = ("teacher", "weights", "source", "images", "data_seed", "precision", "dtype")
+    return dict.fromkeys(names, "?") | (read if isinstance(read, dict) else {})
+
+
 def describe_contents(location: str) -> str:
     """A table."""
     found = entries(location)
@@ -62,8 +69,8 @@ def describe_contents(location: str) -> str:
         rows.append(
             [
                 entry.key,
-                f"{about['teacher']} {about['weights'][:8]}",
-                f"{about['source']} {about['images'][:8]}",
+                f"{about['teacher']} {about['weights']:.8}",
+                f"{about['source']} {about['images']:.8}",
                 str(about["data_seed"]),
                 " as ".join(dtypes),
                 _ranges(entry.views),
@@ -107,9 +114,9 @@ def remove(
             if left > max_bytes and entry.key not in doomed:
                 doomed.add(entry.key)
                 left -= entry.num_bytes
-    folder = Folder(location)
+    shelf = Shelf(Folder(location))
     for key in doomed:
-        folder.delete(key)
+        shelf.remove(key)
     freed = sum(entry.num_bytes for entry in found if entry.key in doomed)
     return (
         f"removed {len(doomed)} of {len(found)} teachers' answers, {freed / GIB:,.2f} GiB, from "

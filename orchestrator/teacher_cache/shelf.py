@@ -8,13 +8,15 @@ FOLDER/KEY/VIEW/PIECE.arrow  answers to some of the images of one view (usually 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,9 @@ import pyarrow.fs
 from orchestrator.storage import Folder
 
 GIB = 2**30
+
+KEY_PATTERN = re.compile(r"[0-9a-f]{16}")
+_VIEW_PATTERN = re.compile(r"\d{5}")
 _SHARE = 0.25
 """Of what is free: the default budget."""
 _RESERVE = (GIB, 0.05)
@@ -33,6 +38,8 @@ _ACTIVE_S = 600.0
 """A key that a run has begun an epoch with since is in use, and keeps its views."""
 _STALE_S = 3600.0
 """Unfinished files of dead processes are removed after this time."""
+_LISTING_S = 0.4
+"""How long a listing of an object store holds."""
 _REMOTE_LEASE_S = 120.0
 """A lease on an object store ends by itself, as nobody there can tell whether its holder lives."""
 
@@ -69,7 +76,6 @@ class View(NamedTuple):
     key: str
     view: int
     num_bytes: int
-    changed_at: float
 
 
 class Shelf:
@@ -84,12 +90,24 @@ class Shelf:
         self.folder = folder
         self._max_bytes = max_bytes
         self._counted: tuple[float, int] | None = None  # when, bytes
+        self._listed: dict[tuple[str, int], tuple[float, list[Piece]]] = {}
 
     def pieces(self, key: str, view: int) -> list[Piece]:
         """What there is of a view."""
-        names = (self.folder / f"{key}/{view:05d}").names()
+        remote, now = self.folder.local_path is None, time.monotonic()
+        if remote and (key, view) in self._listed:
+            at, pieces = self._listed[key, view]
+            if now - at < _LISTING_S:
+                return pieces
+        try:
+            names = (self.folder / f"{key}/{view:05d}").names()
+        except FileNotFoundError:  # it has just been removed
+            names = []
         found = (Piece.of(view, name) for name in names if name.endswith(".arrow"))
-        return [piece for piece in found if piece is not None]
+        pieces = [piece for piece in found if piece is not None]
+        if remote:
+            self._listed = {(key, view): (now, pieces)}
+        return pieces
 
     def has(self, key: str, piece: Piece) -> bool:
         """Whether a piece is there."""
@@ -114,14 +132,19 @@ class Shelf:
         """
         if not self._make_room(key, piece.view, len(content)):
             return False
-        self.folder.write(f"{key}/{piece.name}", content)
-        assert self._counted is not None
-        self._counted = self._counted[0], self._counted[1] + len(content)
+        try:
+            self.folder.write(f"{key}/{piece.name}", content)
+        except FileNotFoundError:  # the view has been removed at this very moment
+            self.folder.write(f"{key}/{piece.name}", content)
+        self._listed.clear()
+        if self._counted is not None:
+            self._counted = self._counted[0], self._counted[1] + len(content)
         return True
 
     def delete(self, key: str, piece: Piece) -> None:
         """Remove a piece."""
         self.folder.delete(f"{key}/{piece.name}")
+        self._listed.clear()
 
     def use(self, key: str, about: dict[str, Any]) -> None:
         """Say what a key stands for, and that it is in use.
@@ -146,9 +169,14 @@ class Shelf:
                 yield held
             return
         path = self.path(key, piece)
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lease")
-        with lock.open("a") as file:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("a")
+        except FileNotFoundError:  # the view has been removed at this very moment
+            yield False
+            return
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held = os.fstat(file.fileno()).st_ino == lock.stat().st_ino
@@ -158,17 +186,30 @@ class Shelf:
                 yield held
             finally:
                 if held:
-                    lock.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        lock.unlink()
 
     def views(self) -> list[View]:
-        """All views of all keys."""
-        return _views(self._files())
+        """All views of all keys. What else lies in the folder is not looked at."""
+        found = []
+        for key in self.keys():
+            sizes: dict[int, int] = {}
+            for info in self._files(key):
+                *_, view, name = info.path.split("/")
+                if _VIEW_PATTERN.fullmatch(view) and Piece.of(int(view), name) is not None:
+                    sizes[int(view)] = sizes.get(int(view), 0) + (info.size or 0)
+            found += [View(key, view, sizes[view]) for view in sorted(sizes)]
+        return found
 
-    def last_used(self, keys: Iterator[str] | set[str]) -> dict[str, float]:
+    def keys(self) -> list[str]:
+        """All keys, which are folders that say what they stand for."""
+        names = (name for name in self.folder.names() if KEY_PATTERN.fullmatch(name))
+        infos = {name: self._info(f"{name}/about.json") for name in names}
+        return [name for name, info in infos.items() if info.type == pyarrow.fs.FileType.File]
+
+    def last_used(self, keys: Iterable[str]) -> dict[str, float]:
         """When a run last began to use each key, in seconds since 1970."""
-        infos = {
-            key: self._filesystem().get_file_info(f"{self._root()}/{key}/used") for key in keys
-        }
+        infos = {key: self._info(f"{key}/used") for key in keys}
         return {key: info.mtime_ns / 1e9 if info.mtime_ns else 0.0 for key, info in infos.items()}
 
     def budget(self) -> int | None:
@@ -186,6 +227,8 @@ class Shelf:
         through more epochs than there is room for would find none of them.
         """
         budget = self.budget()
+        if budget is None:
+            return True
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > _SCAN_S:
             self._counted = now, sum(found.num_bytes for found in self.views())
@@ -200,14 +243,23 @@ class Shelf:
         for victim in [*others, *own]:
             if self._fits(num_bytes, budget):
                 break
-            with contextlib.suppress(OSError):  # another process may be removing or writing it
-                self.folder.delete(f"{victim.key}/{victim.view:05d}")
-                self._counted = now, self._counted[1] - victim.num_bytes
+            self.remove(f"{victim.key}/{victim.view:05d}")
+            self._counted = now, self._counted[1] - victim.num_bytes
         return self._fits(num_bytes, budget)
 
-    def _fits(self, num_bytes: int, budget: int | None) -> bool:
+    def remove(self, name: str) -> None:
+        """Remove a key or a view, whatever other processes remove of it or write meanwhile."""
+        for _ in range(3):
+            try:
+                self.folder.delete(name)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
+
+    def _fits(self, num_bytes: int, budget: int) -> bool:
         assert self._counted is not None
-        if budget is not None and self._counted[1] + num_bytes > budget:
+        if self._counted[1] + num_bytes > budget:
             return False
         local = self.folder.local_path
         if local is None:
@@ -215,54 +267,43 @@ class Shelf:
         total = shutil.disk_usage(_existing(local)).total
         return _free(local) - num_bytes > min(_RESERVE[0], _RESERVE[1] * total)
 
-    def _files(self) -> list[pyarrow.fs.FileInfo]:
-        selector = pyarrow.fs.FileSelector(self._root(), recursive=True, allow_not_found=True)
-        infos = self._filesystem().get_file_info(selector)
+    def _files(self, key: str) -> list[pyarrow.fs.FileInfo]:
+        filesystem, root = self.folder.filesystem()
+        selector = pyarrow.fs.FileSelector(f"{root}/{key}", recursive=True, allow_not_found=True)
+        infos: list[pyarrow.fs.FileInfo] = filesystem.get_file_info(selector)
         for info in infos:
             stale = info.mtime_ns and time.time() - info.mtime_ns / 1e9 > _STALE_S
             if stale and info.base_name.startswith(".") and info.base_name.endswith(".part"):
                 with contextlib.suppress(OSError):
-                    self._filesystem().delete_file(info.path)
-        return list(infos)
+                    filesystem.delete_file(info.path)
+        return infos
 
-    def _filesystem(self) -> pyarrow.fs.FileSystem:
-        return self.folder.filesystem()[0]
-
-    def _root(self) -> str:
-        root: str = self.folder.filesystem()[1]
-        return root
+    def _info(self, name: str) -> pyarrow.fs.FileInfo:
+        filesystem, root = self.folder.filesystem()
+        return filesystem.get_file_info(f"{root}/{name}")
 
     @contextlib.contextmanager
     def _remote_lease(self, name: str) -> Iterator[bool]:
-        mine = uuid.uuid4().hex
-        now = time.time()
-        content = self.folder.read(name)
-        if content is not None and json.loads(content)["until"] > now:
+        mine, now = uuid.uuid4().hex, time.time()
+        if self._lease(name)[1] > now:
             yield False
             return
         self.folder.write(name, json.dumps({"holder": mine, "until": now + _REMOTE_LEASE_S}))
-        content = self.folder.read(name)
-        held = content is not None and json.loads(content)["holder"] == mine
+        held = self._lease(name)[0] == mine
         try:
             yield held
         finally:
-            if held:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if held and self._lease(name)[0] == mine:  # it may have ended by itself
                     self.folder.delete(name)
 
-
-def _views(files: list[pyarrow.fs.FileInfo]) -> list[View]:
-    sizes: dict[tuple[str, int], tuple[int, float]] = {}
-    for info in files:
-        parts = info.path.rsplit("/", 3)
-        if info.type != pyarrow.fs.FileType.File or not parts[-1].endswith(".arrow"):
-            continue
-        key, view = parts[-3], parts[-2]
-        if view.isdecimal():
-            size, changed = sizes.get((key, int(view)), (0, 0.0))
-            newest = max(changed, (info.mtime_ns or 0) / 1e9)
-            sizes[key, int(view)] = size + (info.size or 0), newest
-    return [View(key, view, *value) for (key, view), value in sorted(sizes.items())]
+    def _lease(self, name: str) -> tuple[str, float]:
+        """Who holds a lease, and until when; one that cannot be read is nobody's."""
+        try:
+            content = json.loads(self.folder.read(name) or "{}")
+            return str(content["holder"]), float(content["until"])
+        except (ValueError, KeyError, TypeError):
+            return "", 0.0
 
 
 def _free(path: Path) -> int:

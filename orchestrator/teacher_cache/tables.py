@@ -15,7 +15,7 @@ from orchestrator.batches import to_device
 from orchestrator.teacher_cache.rows import Rows
 from orchestrator.teaching import Answers
 
-_DEVICE_SHARE = 0.25
+_DEVICE_SHARE = 0.1
 """A view lies on a GPU when it takes no more than this share of the memory that is free there."""
 
 
@@ -28,6 +28,10 @@ class Table(Protocol):
 
     def take(self, positions: Tensor) -> Answers:
         """The rows of images (n,) that are there, on the device."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all rows."""
         ...
 
 
@@ -61,17 +65,22 @@ class Mapped:
         """The rows of images (n,), which must be there."""
         positions = positions.cpu()
         pieces, rows = self._piece[positions], self._row[positions]
-        parts = [(number, pieces == number) for number in pieces.unique().tolist()]
-        if len(parts) == 1:
-            found = self._pieces[parts[0][0]]
+        numbers = pieces.unique().tolist()
+        if len(numbers) == 1:
+            found = self._pieces[numbers[0]]
             return self._answers(found.logits[rows], found.features[rows])
         logits, features = (
             first.new_empty(len(positions), first.shape[1]) for first in self._pieces[0][1:]
         )
-        for number, mask in parts:
-            found = self._pieces[number]
+        for number in numbers:
+            found, mask = self._pieces[number], pieces == number
             logits[mask], features[mask] = found.logits[rows[mask]], found.features[rows[mask]]
         return self._answers(logits, features)
+
+    def clear(self) -> None:
+        """Let go of the files."""
+        self._pieces.clear()
+        self._piece.fill_(-1)
 
     def _answers(self, logits: Tensor, features: Tensor) -> Answers:
         return Answers(*(to_device(part, self._device).float() for part in (logits, features)))
@@ -100,4 +109,8 @@ class Resident:
     def take(self, positions: Tensor) -> Answers:
         """The rows of images (n,), which must be there."""
         assert self._all is not None
-        return Answers(*(whole[positions.to(self._device)].float() for whole in self._all))
+        own = to_device(positions, self._device)
+        return Answers(*(whole[own].float() for whole in self._all))
+
+    def clear(self) -> None:
+        """The memory is kept for the next view."""

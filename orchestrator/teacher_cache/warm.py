@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
-from orchestrator.distillation import build_work, ready_teacher, session
+from orchestrator.build import num_views
+from orchestrator.distillation import build_work, device_of, ready_teacher, session
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.inputs import read_inputs
 from orchestrator.places import check_places, describe_cache, find_places
@@ -43,14 +42,15 @@ def warm(experiment: Experiment, *, epochs: int | None, display: Display | None 
     work, shared = build_work(inputs, teacher, places.storage, one_of_many=True)
     assert work.cache is not None
     display.say(f"{experiment.name}: {describe_cache(work.cache)}")
-    total = epochs or min(experiment.train.epochs, experiment.teacher_cache.views or 2**31)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for epoch, kept in enumerate(fill_cache(work, shared, Ranks(device=device), epochs=total), 1):
-        if not kept:
+    total = min(epochs or experiment.train.epochs, num_views(experiment) or 2**31)
+    ranks = Ranks(device=device_of(experiment.scaling))
+    for epoch, reason in enumerate(fill_cache(work, shared, ranks, epochs=total), 1):
+        if reason is not None:
             raise RunFailed(
-                f"the answers of {epoch - 1} of {total} epochs are in {work.cache.location}, which "
-                "has no room for more: raise teacher_cache.max_gib, lower --epochs, or set "
-                "teacher_cache.views"
+                f"the answers of {epoch - 1} of {total} epochs are in {work.cache.location}; the "
+                f"next could not be kept: {reason}"
             )
         display.say(f"epoch {epoch}/{total}")
-    return f"the answers of {total} epochs are in {work.cache.location}"
+    what = "1 epoch" if total == 1 else f"{total} epochs"
+    same = " (all epochs are alike without augmentation)" if num_views(experiment) == 1 else ""
+    return f"the answers of {what} are in {work.cache.location}{same}"

@@ -57,7 +57,7 @@ def experiment(teacher: Path | str, updates: Mapping[str, Any] | None = None) ->
         "student": {"source": "resnet8"},
         "schedule": {"kind": "constant"},
         "optimizer": {"lr": 0.02},
-        "train": {"epochs": 3, "batch_size": 20},
+        "train": {"epochs": 3, "batch_size": 20, "precision": "fp32"},
         # One thread each: the number of threads decides the order of sums, and so the last digits.
         "scaling": {"cpus_per_worker": 1},
         "tracking": {"enabled": False},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import time
@@ -10,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_bad_input import Ended, dcd, experiment, listing, refuse  # noqa: F401  (fixtures)
 from tiny_experiment import recorded, run_quietly, save_teacher, tiny_experiment
 
-from orchestrator.distillation import Outcome, build_work
+from orchestrator.code_digest import code_digest
+from orchestrator.distillation import Outcome
 from orchestrator.experiment_file import identity
-from orchestrator.inputs import read_inputs
 from orchestrator.journal import Journal
 from orchestrator.places import cache_place
 from orchestrator.spec import TeacherCacheSpec
-from orchestrator.storage import Folder
-from orchestrator.teacher_cache.build import teacher_key
 
 
 def cached_percent(outcome: Outcome) -> list[float]:
@@ -107,29 +105,55 @@ def test_a_teacher_whose_code_was_changed_is_another(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = workplace / "own_networks.py"
+    checkpoint = save_teacher(workplace)
     shutil.copy(Path(__file__).parents[1] / "tiny_networks.py", file)
     monkeypatch.syspath_prepend(str(workplace))
     own = {"teacher.source": "own_networks:network", "teacher_cache": "on"}
-    checkpoint = save_teacher(workplace)
-    inputs = read_inputs(tiny_experiment(checkpoint, own))
 
-    def key() -> str:
-        work, shared = build_work(inputs, inputs.teacher, Folder(str(workplace)))
-        assert work.teacher is not None and work.teacher_pixels is not None
-        assert shared.teacher_state is not None
-        return teacher_key(
-            work.experiment,
-            work.teacher,
-            shared.teacher_state,
-            shared.dataset,
-            pixels=work.teacher_pixels,
-            precision=torch.float32,
-        ).digest
+    def change(file: Path, old: str, new: str) -> None:
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
 
-    before = key()
-    assert before == key()
-    file.write_text(file.read_text().replace("nn.Tanh()", "nn.Sigmoid()"))
-    assert before != key()
+    def cached(name: str) -> list[float]:
+        return cached_percent(run(checkpoint, name, own))
+
+    assert cached("first") == [0, 0]
+    assert cached("second") == [100, 100]
+    change(file, "nn.Tanh()", "nn.Sigmoid()")
+    assert cached("changed") == [0, 0]
+    change(file, "nn.Sigmoid()", "nn.Tanh()")
+    assert cached("as-before") == [100, 100]
+
+
+@pytest.mark.parametrize("builder", ["direct", "partial", "callable"])
+def test_code_that_a_network_uses_is_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    block = tmp_path / f"{builder}_block.py"
+    block.write_text("import torch\n\ndef act(x):\n    return torch.relu(x)\n")
+    (tmp_path / f"{builder}_network.py").write_text(
+        "import functools\n"
+        "from torch import nn\n"
+        f"from {builder}_block import act\n"
+        "class Network(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return act(super().forward(x))\n"
+        "direct = lambda: Network(2, 2)\n"
+        "partial = functools.partial(Network, 2, 2)\n"
+        "class Builder:\n"
+        "    def __call__(self):\n"
+        "        return Network(2, 2)\n"
+        "callable = Builder()\n"
+    )
+    module = importlib.import_module(f"{builder}_network")
+    network = getattr(module, builder)()
+    before = code_digest(network, builder=f"{builder}_network")
+    assert before == code_digest(network, builder=f"{builder}_network")
+    (tmp_path / "of_something_else.py").write_text("x = 1")
+    assert before == code_digest(network, builder=f"{builder}_network")
+    block.write_text(block.read_text().replace("relu", "tanh"))
+    assert before != code_digest(network, builder=f"{builder}_network")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +228,8 @@ def test_a_cache_that_is_full_stays_within_its_budget(workplace: Path, teacher_f
         ("teacher_cache.size=3", "unknown key 'size'"),
         ("teacher_cache=nowhere://bucket", "nowhere://bucket: not a URI that pyarrow opens"),
         ("teacher_cache=/proc/cache", "teacher_cache.path: /proc/cache is not writable"),
-        ("teacher_cache=e.yaml", "e.yaml is a file"),
+        ("teacher_cache=./e.yaml", "e.yaml is a file"),
+        ("teacher_cache=of", "'of' is none of auto, on and off, nor a folder with a slash"),
     ],
 )
 def test_a_wrong_section_is_refused(
@@ -230,7 +255,7 @@ def test_warm_list_use_and_prune(
     assert cached_percent(used) == [100, 100, 0]
     run(teacher_file, "other", {"teacher_cache": "on", "data.seed": 1, "train.epochs": 1})
     out = dcd("cache", "ls").out.splitlines()
-    assert out[0].startswith("key ")
+    assert out[0].split()[:2] == ["key", "teacher"]
     other, first = (line.split() for line in out[1:3])
     assert first[1] == "tiny_networks:network"
     assert (first[5:8], other[5:8]) == (["0", "fp32", "1-3"], ["1", "fp32", "1"])
@@ -264,7 +289,11 @@ def test_prune_by_size_keeps_what_was_used_last(
     assert sorted(line.split()[5] for line in rows) == ["1", "2"]
     (workplace / "dcd_teacher_cache" / "notes.txt").write_text("of somebody else")
     (workplace / "dcd_teacher_cache" / ("a" * 16)).mkdir()
-    assert dcd("cache", "prune", "--all").out.startswith("removed 2 of 2")
+    damaged = workplace / "dcd_teacher_cache" / ("b" * 16)
+    damaged.mkdir()
+    (damaged / "about.json").write_text("{")
+    assert "? ?" in dcd("cache", "ls").out
+    assert dcd("cache", "prune", "--all").out.startswith("removed 3 of 3")
     left = sorted(path.name for path in (workplace / "dcd_teacher_cache").iterdir())
     assert left == ["a" * 16, "notes.txt"]  # not ours
 
@@ -280,8 +309,29 @@ def test_warm_says_what_it_cannot_do(
     assert (none.code, "there is none" in none.sentence) == (2, True)
     small = dcd("cache", "warm", file, "--epochs", "9", "--set", "teacher_cache.max_gib=0.00001")
     assert small.code == 1
-    assert "no room for more: raise teacher_cache.max_gib" in small.sentence
+    assert "no room for more (teacher_cache.max_gib)" in small.sentence
     assert dcd("cache", "ls", "--path", file).code == 2
+
+
+def test_warm_computes_what_differs(
+    dcd: Callable[..., Ended],  # noqa: F811
+    experiment: Callable[..., Path],  # noqa: F811
+) -> None:
+    plain = dcd("cache", "warm", str(experiment({"data.augment": "none"})))
+    assert plain.out.startswith("the answers of 1 epoch are in")
+    assert "all epochs are alike without augmentation" in plain.out
+    views = dcd("cache", "warm", str(experiment({"train.epochs": 9, "teacher_cache.views": 3})))
+    assert views.out.startswith("the answers of 3 epochs are in")
+
+
+def test_a_word_in_the_file_and_a_field_on_the_command_line_go_together(
+    dcd: Callable[..., Ended],  # noqa: F811
+    experiment: Callable[..., Path],  # noqa: F811
+    workplace: Path,
+) -> None:
+    file = experiment({"teacher_cache": "on"})
+    assert dcd("distill", str(file), "--set", "teacher_cache.views=1").code == 0
+    assert [path.name for path in (workplace / "dcd_teacher_cache").glob("*/0*")] == ["00001"]
 
 
 def test_warm_prepares_for_several_workers(

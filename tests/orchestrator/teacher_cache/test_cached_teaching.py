@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import tiny_networks
 import torch
@@ -23,7 +26,7 @@ from orchestrator.reporter import Ranks
 from orchestrator.storage import Folder
 from orchestrator.teacher_cache import teaching as module
 from orchestrator.teacher_cache.cache import Cache, Key
-from orchestrator.teacher_cache.shelf import Shelf
+from orchestrator.teacher_cache.shelf import Piece, Shelf
 from orchestrator.teacher_cache.tables import Mapped, Resident, Table
 from orchestrator.teacher_cache.teaching import CachedTeaching
 from orchestrator.teaching import Answers, LiveTeaching, Teaching
@@ -35,9 +38,9 @@ KEY = Key({"teacher": "tiny", "dtype": "fp32"})
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LEAST_ROWS", 2 * BATCH)
-    monkeypatch.setattr(module, "_CHUNKS", NUM_IMAGES)
-    monkeypatch.setattr(module, "_warned", set())
+    monkeypatch.setattr(module, "LEAST_ROWS", 2 * BATCH)
+    monkeypatch.setattr(module, "CHUNKS", NUM_IMAGES)
+    monkeypatch.setattr(module, "warned", set())
 
 
 class Counting(LiveTeaching):
@@ -268,15 +271,96 @@ def test_a_chunk_that_never_comes_is_computed_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that was halted in the middle holds its lease for ever."""
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.3)
-    own = cached(Counting(), tmp_path)
-    own.begin(1)
-    held = Cache(CachePlace(str(tmp_path), None), KEY)
-    with held.lease(own._piece(0)) as mine:
-        assert mine
-        live = Counting()
-        assert same(epoch_of(cached(live, tmp_path), 1), epoch_of(Counting(), 1))
+    monkeypatch.setattr(module, "PATIENCE_S", 0.3)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def halted() -> None:
+        entered.set()
+        go_on.wait(30)
+
+    live = Counting()
+
+    def second() -> Any:
+        entered.wait(30)
+        found = epoch_of(cached(live, tmp_path), 1)
+        go_on.set()
+        return found
+
+    _, found = in_threads(lambda: epoch_of(cached(Counting(halted), tmp_path), 1), second)
+    assert same(found, epoch_of(Counting(), 1))
     assert live.count == NUM_IMAGES
+
+
+def test_a_worker_without_rows_waits_for_nobody(tmp_path: Path) -> None:
+    """Two images are left for four workers in the last chunk, and all chunks are being made."""
+    how = recipe(batch_size=208)
+    held = Cache(CachePlace(str(tmp_path), None), KEY)
+    ranks = Ranks(rank=3, size=4)
+    with contextlib.ExitStack() as leases:
+        leases.enter_context(held.lease(Piece(1, 0, 208, 3, 4)))
+        timer = threading.Timer(0.5, leases.close)
+        timer.start()
+        found = epoch_of(
+            cached(Counting(), tmp_path, how=how, ranks=ranks), 1, how=how, ranks=ranks
+        )
+        timer.join()
+    assert same(found, epoch_of(Counting(), 1, how=how, ranks=ranks))
+
+
+FAILURES = [
+    PermissionError(13, "Permission denied"),
+    OSError(5, "Input/output error"),
+    ConnectionError("503 slow down"),
+    pa.ArrowInvalid("what is this"),
+    UserError("s3://bucket: not a URI that pyarrow opens"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("method", ["has", "pieces", "write", "use", "lease", "path"])
+def test_whatever_fails_training_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    failure: Exception,
+) -> None:
+    epoch_of(cached(Counting(), tmp_path), 1)
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise failure
+
+    monkeypatch.setattr(Shelf, method, fail)
+    own = cached(Counting(), tmp_path)
+    for epoch in (1, 2, 3):
+        assert same(epoch_of(own, epoch), epoch_of(Counting(), epoch))
+    assert len(caplog.records) <= 1
+
+
+def test_a_file_that_cannot_be_read_now_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch_of(cached(Counting(), tmp_path), 1)
+    before = arrow_files(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "orchestrator.teacher_cache.rows.pa.memory_map",
+            lambda path: (_ for _ in ()).throw(OSError(24, "Too many open files")),
+        )
+        assert same(epoch_of(cached(Counting(), tmp_path), 1), epoch_of(Counting(), 1))
+    assert arrow_files(tmp_path) == before
+    again = Counting()
+    epoch_of(cached(again, tmp_path), 1)
+    assert again.count == 0
+
+
+def test_a_cache_that_is_removed_meanwhile_is_made_again(tmp_path: Path) -> None:
+    own = cached(Counting(), tmp_path)
+    epoch_of(own, 1)
+    shutil.rmtree(tmp_path)
+    for epoch in (2, 1):
+        assert same(epoch_of(own, epoch), epoch_of(Counting(), epoch))
+    assert arrow_files(tmp_path)
 
 
 def arrow_files(folder: Path) -> list[Path]:
@@ -374,6 +458,43 @@ def test_an_object_store_is_read_once_per_node(
     assert (same_node.count, reads) == (0, [])
 
 
+def test_a_network_file_system_is_read_through_a_copy_on_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that another machine removes while it is mapped here would end the process."""
+    monkeypatch.setattr("orchestrator.teacher_cache.cache._is_on_network", lambda path: True)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "node"))
+    live = epoch_of(Counting(), 1)
+    shared = tmp_path / "shared"
+    assert same(epoch_of(cached(Counting(), shared), 1), live)
+    shutil.rmtree(shared)
+    reader = Counting()
+    assert same(epoch_of(cached(reader, shared), 1), live)
+    assert reader.count == 0
+
+
+@pytest.mark.parametrize("damaged", ["copy", "original", "both"])
+def test_a_damaged_copy_is_fetched_and_a_damaged_original_made_again(
+    bucket: str, tmp_path: Path, damaged: str
+) -> None:
+    live = epoch_of(Counting(), 1)
+    first = Counting()
+    epoch_of(cached(first, bucket), 1)
+    copy, *_ = arrow_files(tmp_path / "node-1")
+    store = Folder(bucket)
+    name = "/".join(copy.parts[-3:])
+    if damaged in ("copy", "both"):
+        copy.write_bytes(copy.read_bytes()[:-20])
+    if damaged in ("original", "both"):
+        store.write(name, b"nothing")
+        if damaged == "original":
+            copy.unlink()
+    reader = Counting()
+    assert same(epoch_of(cached(reader, bucket), 1), live)
+    assert reader.count == (0 if damaged == "copy" else 2 * BATCH)
+    assert len(store.read(name) or b"") > 100
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_with_views_later_epochs_read_the_first_ones_rows(tmp_path: Path, workers: int) -> None:
     how = recipe(views=2)
@@ -401,16 +522,29 @@ def test_half_precision_keeps_what_it_can(
         assert not torch.equal(own, exact)
 
 
-def test_values_that_fp16_cannot_hold_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_not_kept_is_rounded_as_well(tmp_path: Path) -> None:
+    """A full disk must not change a loss."""
+    kept = epoch_of(cached(Counting(), tmp_path / "kept", dtype=torch.bfloat16), 1)
+    (tmp_path / "file").touch()
+    not_kept = epoch_of(cached(Counting(), tmp_path / "file", dtype=torch.bfloat16), 1)
+    assert same(kept, not_kept)
+    assert not same(kept, epoch_of(Counting(), 1))
+
+
+def test_values_that_fp16_cannot_hold_are_cut_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Counting.run
     monkeypatch.setattr(
         Counting, "run", lambda self, images: Answers(*(1e6 * x for x in run(self, images)))
     )
     epoch_of(cached(Counting(), tmp_path / "bf16", dtype=torch.bfloat16), 1)
-    with pytest.raises(UserError, match=r"teacher_cache\.dtype: .* too large for fp16"):
-        epoch_of(cached(Counting(), tmp_path / "fp16", dtype=torch.float16), 1)
+    assert caplog.text == ""
+    for epoch in (1, 2):
+        logits, _ = epoch_of(cached(Counting(), tmp_path / "fp16", dtype=torch.float16), epoch)
+        assert logits.abs().max() == 65504
+    assert len(caplog.records) == 1
+    assert "teacher_cache.dtype bf16 can hold them" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [Mapped, Resident])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -56,7 +57,9 @@ def test_what_is_written_is_listed_and_read(folder: Folder) -> None:
     assert shelf.pieces(KEY, 1) == [piece(1)]
     assert shelf.has(KEY, piece(1))
     assert shelf.read(KEY, piece(1)) == b"content"
-    assert [view[:3] for view in shelf.views()] == [(KEY, 1, 7)]
+    assert shelf.views() == []  # it does not say yet what it stands for
+    shelf.use(KEY, {})
+    assert shelf.views() == [(KEY, 1, 7)]
     shelf.delete(KEY, piece(1))
     assert shelf.read(KEY, piece(1)) is None
 
@@ -126,6 +129,50 @@ def test_unfinished_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     shelf.views()
     assert not old.exists()
     assert new.exists()
+
+
+def test_what_others_keep_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    """A scratch folder may hold anything, also something that looks like ours."""
+    theirs = [
+        tmp_path / "shards" / "00001" / "00000000-00000010-0of1.arrow",
+        tmp_path / "deep" / KEY / "00001" / "00000000-00000010-0of1.arrow",
+        tmp_path / OTHER / "00001" / "00000000-00000010-0of1.arrow",  # no about.json
+        tmp_path / "downloads" / ".film.part",
+    ]
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(10 * SIZE))
+        os.utime(path, (0, 0))
+    shelf = Shelf(Folder(str(tmp_path)), max_bytes=2 * SIZE)
+    assert fill(shelf, KEY, range(1, 4)) == [True, True, False]
+    assert all(path.exists() for path in theirs)
+
+
+def test_processes_may_remove_the_same_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(Folder(str(tmp_path)))
+    fill(shelf, KEY, range(1, 3))
+    delete, calls = Folder.delete, iter([errno.ENOTEMPTY, errno.ENOENT])
+
+    def interrupted(folder: Folder, name: str) -> None:
+        number = next(calls, None)
+        if number is not None:
+            raise OSError(number, "another was faster")
+        delete(folder, name)
+
+    monkeypatch.setattr(Folder, "delete", interrupted)
+    shelf.remove(KEY)
+    assert not (tmp_path / KEY).exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"holder": 1}', b'{"until": "x"}'])
+def test_a_lease_that_cannot_be_read_is_nobodys(content: bytes) -> None:
+    folder = Folder(f"mock:///bucket/unreadable-{len(content)}")
+    shelf = Shelf(folder)
+    shelf.folder.write(f"{KEY}/{piece(1).name}.lease", content)
+    with shelf.lease(KEY, piece(1)) as mine:
+        assert mine
 
 
 def test_a_lease_is_held_by_one_at_a_time(folder: Folder) -> None:
