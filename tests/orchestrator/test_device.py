@@ -27,6 +27,8 @@ from dcd_core.augment import _per_channel
 from orchestrator.batches import Recipe, micro_batches
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
+from orchestrator.teacher_cache.rows import Rows
+from orchestrator.teacher_cache.tables import Resident
 from orchestrator.teaching import LiveTeaching
 
 GPU = torch.device("cuda")
@@ -42,6 +44,7 @@ pytestmark = [
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Networks are built on the device. Moving them is the one thing that fake ones cannot do.
     monkeypatch.setattr(nn.Module, "to", lambda self, *args, **kwargs: self)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)  # which takes a real driver
     _per_channel.cache_clear()  # it keeps tensors by device
     with FakeTensorMode():
         yield
@@ -129,3 +132,14 @@ def test_the_check_sees_two_devices_and_a_wait(fake: None) -> None:
         torch.zeros(2, device=GPU) + torch.zeros(2)
     with pytest.raises(DataDependentOutputException):
         torch.zeros(2, device=GPU).sum().item()
+
+
+@pytest.mark.parametrize("positions_on", ["cpu", "cuda"])
+def test_kept_answers_lie_on_the_device(fake: None, positions_on: str) -> None:
+    table = Resident(64, GPU)
+    kept = [torch.zeros(64, width, dtype=torch.bfloat16) for width in (10, 32)]
+    table.add(Rows(torch.arange(64), *kept))
+    answers = table.take(torch.arange(16, device=positions_on))
+    assert [part.shape for part in answers] == [(16, 10), (16, 32)]
+    assert {part.device.type for part in answers} == {"cuda"}
+    assert {part.dtype for part in answers} == {torch.float32}
