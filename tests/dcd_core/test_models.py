@@ -14,6 +14,10 @@ from dcd_core import MODELS, FeatureModel, build_model
 FINGERPRINTS: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "fixtures" / "model_fingerprints.json").read_text()
 )["models"]
+ONE_OF_EACH = [
+    *("resnet8", "wrn_16_1", "wrn_16_2", "vgg8", "ResNet50", "MobileNetV2"),
+    *("ShuffleV1", "ShuffleV2"),
+]
 
 
 def _fingerprint_state(model: nn.Module) -> dict[str, Tensor]:
@@ -23,7 +27,7 @@ def _fingerprint_state(model: nn.Module) -> dict[str, Tensor]:
     for i, key in enumerate(sorted(state)):
         shape = tuple(state[key].shape)
         if not state[key].is_floating_point():
-            state[key] = torch.zeros_like(state[key])
+            state[key] = torch.zeros(shape, dtype=state[key].dtype)
             continue
         value = np.random.RandomState(1000 + i).standard_normal(int(np.prod(shape)))
         module, _, kind = key.rpartition(".")
@@ -39,14 +43,19 @@ def _fingerprint_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def test_every_fingerprinted_model_is_built_in() -> None:
-    assert set(FINGERPRINTS) <= set(MODELS)
+def _without_weights(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(name, num_classes=100)
+
+
+def test_the_built_in_models_are_those_with_a_fingerprint() -> None:
+    assert set(FINGERPRINTS) == set(MODELS)
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_names_and_shapes_of_parameters_are_the_published_ones(name: str) -> None:
     expected = FINGERPRINTS[name]
-    model = build_model(name, num_classes=100)
+    model = _without_weights(name)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert shapes == expected["keys"]
     assert sum(p.numel() for p in model.parameters()) == expected["params"]
@@ -56,8 +65,8 @@ def test_names_and_shapes_of_parameters_are_the_published_ones(name: str) -> Non
 def test_outputs_are_those_of_the_published_architecture(name: str) -> None:
     expected = FINGERPRINTS[name]
     images = torch.from_numpy(np.random.RandomState(0).standard_normal((2, 3, 32, 32)))
-    model = build_model(name, num_classes=100).double()
-    model.load_state_dict(_fingerprint_state(model))
+    model = _without_weights(name)
+    model.load_state_dict(_fingerprint_state(model), assign=True)
     wrapped = FeatureModel(model, images_example=images).eval()
     with torch.no_grad():
         logits, features = wrapped(images)
@@ -67,24 +76,63 @@ def test_outputs_are_those_of_the_published_architecture(name: str) -> None:
     assert features.sum().item() == pytest.approx(expected["feature_sum"], rel=1e-8)
 
 
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize(("size", "channels"), [((8, 8), 1), ((33, 47), 3), ((64, 64), 4)])
-def test_other_image_sizes_and_channels_are_accepted(size: tuple[int, int], channels: int) -> None:
-    model = build_model("resnet8x4", num_classes=7, in_channels=channels)
-    assert model(torch.randn(2, channels, *size)).shape == (2, 7)
-    assert model(torch.randn(0, channels, *size)).shape == (0, 7)
+def test_other_image_sizes_and_channels_are_accepted(
+    name: str, size: tuple[int, int], channels: int
+) -> None:
+    model = build_model(name, num_classes=7, in_channels=channels)
+    with torch.no_grad():
+        assert model(torch.randn(2, channels, *size)).shape == (2, 7)
+        assert model(torch.randn(0, channels, *size)).shape == (0, 7)
 
 
-def test_weights_start_as_in_the_published_protocol() -> None:
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model = build_model(name, num_classes=7)
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("height", "pooled"), [(32, 4), (64, 4), (72, 9), (96, 12)])
+def test_vgg_pools_a_fourth_time_images_of_64_pixels_as_published(height: int, pooled: int) -> None:
+    model = build_model("vgg8", num_classes=7).eval()
+    heights: list[int] = []
+    model.get_submodule("block4").register_forward_hook(
+        lambda module, args, output: heights.append(output.shape[2])
+    )
+    model(torch.randn(1, 3, height, height))
+    assert heights == [pooled]
+
+
+@pytest.mark.parametrize("name", ["resnet32x4", "wrn_40_2", "vgg8", "ResNet50", "MobileNetV2"])
+def test_convolutions_start_as_in_the_published_protocol(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model("resnet32x4", num_classes=10)
-    for module in model.modules():
+    for module in build_model(name, num_classes=10).modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.weight.shape[0] * module.weight[0, 0].numel()
-            deviation = module.weight.std().item()
-            assert deviation == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+            # Five standard errors of a deviation that is estimated from so many weights.
+            tolerance = 5 / (2 * module.weight.numel()) ** 0.5
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=tolerance)
+            assert module.bias is None or (module.bias == 0).all()
         if isinstance(module, nn.BatchNorm2d):
             assert (module.weight == 1).all()
             assert (module.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier"), [("vgg8", "classifier"), ("MobileNetV2", "classifier.0")]
+)
+def test_some_classifiers_start_small(name: str, classifier: str) -> None:
+    torch.manual_seed(0)
+    linear = build_model(name, num_classes=100).get_submodule(classifier)
+    assert isinstance(linear, nn.Linear)
+    assert linear.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert (linear.bias == 0).all()
+
+
+def test_a_wide_networks_classifier_starts_with_its_bias_at_zero() -> None:
+    assert (build_model("wrn_16_1", num_classes=100).get_parameter("fc.bias") == 0).all()
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
