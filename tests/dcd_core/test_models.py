@@ -138,3 +138,11 @@ def test_a_wide_networks_classifier_starts_with_its_bias_at_zero() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(ValueError, match="'resnet32x5': did you mean 'resnet32x4'"):
         build_model("resnet32x5", num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("resnet50", "ResNet50"), ("mobilenetv2", "MobileNetV2")]
+)
+def test_a_name_in_another_case_is_recognised_in_the_refusal(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        build_model(name, num_classes=10)
