@@ -7,5 +7,6 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid name that looks most like ``name``; there must be at least one."""
-    return difflib.get_close_matches(name, list(valid), n=1, cutoff=0.0)[0]
+    """The valid name that looks most like ``name`` in any case; there must be at least one."""
+    by_lower = {each.lower(): each for each in valid}
+    return by_lower[difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)[0]]

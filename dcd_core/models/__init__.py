@@ -8,11 +8,28 @@ from torch import nn
 
 from dcd_core._names import nearest
 from dcd_core.models.cifar_resnet import CIFAR_RESNETS
+from dcd_core.models.cifar_resnet50 import ResNet50
+from dcd_core.models.mobilenet_v2 import MobileNetV2
+from dcd_core.models.shufflenet_v1 import ShuffleNetV1
+from dcd_core.models.shufflenet_v2 import ShuffleNetV2
+from dcd_core.models.vgg import VGGS
+from dcd_core.models.wide_resnet import WIDE_RESNETS
 
 __all__ = ["MODELS", "build_model"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {**CIFAR_RESNETS}
-"""Name -> function of the keywords ``num_classes`` and ``in_channels``."""
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **CIFAR_RESNETS,
+    **WIDE_RESNETS,
+    **VGGS,
+    "ResNet50": ResNet50,
+    "MobileNetV2": MobileNetV2,
+    "ShuffleV1": ShuffleNetV1,
+    "ShuffleV2": ShuffleNetV2,
+}
+"""Name -> function of the keywords ``num_classes`` and ``in_channels``.
+
+The networks of the CRD protocol (Tian et al., ICLR 2020, arXiv:1910.10699) under their names there.
+"""
 
 
 def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Module:

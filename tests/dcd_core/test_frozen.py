@@ -67,9 +67,16 @@ def test_a_folded_layer_is_the_hand_calculation() -> None:
     [
         (lambda: build_model("resnet8", num_classes=10), SMALL, "all"),
         (lambda: build_model("resnet32x4", num_classes=10), SMALL, "all"),
+        (lambda: build_model("vgg8", num_classes=10), SMALL, "all"),
+        (lambda: build_model("vgg8", num_classes=10), LARGE, "all"),
+        (lambda: build_model("ResNet50", num_classes=10), SMALL, "all"),
+        (lambda: build_model("MobileNetV2", num_classes=10), SMALL, "all"),
+        (lambda: build_model("ShuffleV1", num_classes=10), SMALL, "all"),
+        (lambda: build_model("ShuffleV2", num_classes=10), SMALL, "all"),
         (lambda: torchvision.models.mobilenet_v2(num_classes=10), LARGE, "all"),
         (lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=10), LARGE, "all"),
-        # Half of its norms come before the convolutions.
+        # Half of their norms come before the convolutions.
+        (lambda: build_model("wrn_16_2", num_classes=10), SMALL, "some"),
         (lambda: torchvision.models.densenet121(num_classes=10), LARGE, "some"),
         (lambda: torchvision.models.efficientnet_b0(num_classes=10), LARGE, "all"),
     ],
