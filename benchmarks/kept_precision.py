@@ -82,6 +82,9 @@ def mean_losses(file: Path, overrides: list[str]) -> dict[str, dict[str, float]]
     }
 
 
+HALF = ("bf16", "fp16")
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -93,7 +96,7 @@ def main() -> None:
     exact = means["fp32"]
     rows = [
         [term, f"{exact[term]:.6f}"]
-        + [f"{(means[name][term] - exact[term]) / exact[term]:+.1e}" for name in ("bf16", "fp16")]
+        + [f"{(means[name][term] - exact[term]) / (exact[term] or 1):+.1e}" for name in HALF]
         for term in exact
     ]
     print_table(["term", "fp32", "bf16, relative difference", "fp16"], rows)

@@ -192,7 +192,6 @@ def ours(
             training=images,
             recipe=recipe,
             ranks=Ranks(device=device),
-            dtype=precision,
         )
         assert kept.fill(1) is None
         teaching = kept

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
-import inspect
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
-from types import ModuleType
 
 from torch import nn
 
@@ -17,47 +18,88 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "timm")
 
 
 def code_digest(network: nn.Module, *, builder: str | None = None) -> str:
-    """16 hex digits over the source files of a network's classes, and of whatever of the user's own
-    those files name.
+    """16 hex digits over the source files of a network's classes and all that these import, but for
+    installed packages.
+
+    Imports are read in the sources, so that the digest does not depend on what else a process has
+    imported. A file is read once in a process: what is imported later from a changed one is not
+    what runs here.
 
     Args:
         network: built.
         builder: module of the function that has built it.
     """
-    names = {type(module).__module__ for module in network.modules()} | {builder or __name__}
-    files = _files(sys.modules[name] for name in names if name in sys.modules)
+    names = {type(module).__module__ for module in network.modules()}
+    if builder is not None and builder in sys.modules:
+        names.add(builder)
     digest = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.name):
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
+    for name, content in sorted(_contents(names).items()):
+        digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _files(modules: Iterable[ModuleType]) -> set[Path]:
-    files: set[Path] = set()
-    waiting = list(modules)
-    seen: set[str] = set()
+def _contents(names: Iterable[str]) -> dict[str, str]:
+    """Digest of each module's file."""
+    found: dict[str, str] = {}
+    waiting, seen = list(names), set(_LIBRARIES)
+    first = set(waiting)
     while waiting:
-        module = waiting.pop()
-        file = getattr(module, "__file__", None)
-        if module.__name__ in seen or file is None or module.__name__ == __name__:
+        name = waiting.pop()
+        if name in seen or name.split(".")[0] in _LIBRARIES:
             continue
-        seen.add(module.__name__)
-        if module.__name__.split(".")[0] in _LIBRARIES or not file.endswith(".py"):
+        seen.add(name)
+        file = _file_of(name)
+        if file is None or (_is_installed(file) and name not in first):
             continue
-        files.add(Path(file))
-        if _is_installed(file):
-            continue
-        for value in list(vars(module).values()):
-            named = value if isinstance(value, ModuleType) else inspect.getmodule(value)
-            if named is not None and not _is_installed(getattr(named, "__file__", None) or ""):
-                waiting.append(named)
-    return files
+        content, imports = _read(file)
+        found[name] = content
+        if not _is_installed(file):
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            waiting += [full for each in imports for full in _resolved(each, package)]
+    return found
 
 
-def _is_installed(file: str) -> bool:
+@functools.cache
+def _read(file: Path) -> tuple[str, tuple[tuple[int, str, str], ...]]:
+    """Digest of a file, and its imports at any depth: dots, module, and a name in it."""
+    source = file.read_bytes()
+    imports: list[tuple[int, str, str]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imports += [(0, alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports += [(node.level, node.module or "", alias.name) for alias in node.names]
+    return hashlib.sha256(source).hexdigest(), tuple(imports)
+
+
+def _resolved(imported: tuple[int, str, str], package: str) -> Iterator[str]:
+    """Full names of the modules that an import may be of: each package on the way, too."""
+    dots, module, name = imported
+    if dots:
+        above = package.split(".")[: len(package.split(".")) - dots + 1]
+        module = ".".join([*above, module] if module else above)
+    parts = [*module.split("."), *([name] if name and name != "*" else [])]
+    for end in range(1, len(parts) + 1):
+        yield ".".join(parts[:end])
+
+
+def _file_of(name: str) -> Path | None:
+    """The source file of a module, which is not imported for that."""
+    path: list[str] | None = None
+    spec = None
+    for end in range(1, len(name.split(".")) + 1):
+        spec = PathFinder.find_spec(".".join(name.split(".")[:end]), path)
+        if spec is None:
+            break
+        path = list(spec.submodule_search_locations or [])
+    origin = spec.origin if spec is not None else None
+    if origin is None:  # one that came another way, such as an editable installation's
+        origin = getattr(sys.modules.get(name), "__file__", None)
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _is_installed(file: Path) -> bool:
     """Whether a file belongs to Python or to an installed package."""
-    paths = sysconfig.get_paths()
-    return (
-        any(file.startswith(paths[kind]) for kind in ("stdlib", "purelib", "platlib")) or not file
-    )
+    if {"site-packages", "dist-packages"} & set(file.parts):
+        return True
+    return Path(sysconfig.get_paths()["stdlib"]) in file.parents

@@ -86,7 +86,11 @@ def check_places(places: Places, experiment: Experiment) -> None:
     cache = experiment.teacher_cache
     if cache.path is not None and cache_place(experiment, one_of_many=True) is not None:
         folder = Folder(cache.path)
-        if not folder.names():  # what is there can be read, even if nothing may be added
+        try:
+            holds_something = bool(folder.names())
+        except OSError as error:
+            raise UserError(f"teacher_cache.path: {cache.path} cannot be read: {error}") from error
+        if not holds_something:  # what is there can be read, even if nothing may be added
             check_writable(folder, setting="teacher_cache.path")
     uri = places.tracking_uri
     if uri is not None and uri.startswith("sqlite:///"):

@@ -11,6 +11,7 @@ from orchestrator.build import build_distiller, num_views
 from orchestrator.computation import has_fast_bf16
 from orchestrator.data import describe_counts
 from orchestrator.distillation import check_resources, device_of
+from orchestrator.errors import UserError
 from orchestrator.experiment_file import yaml_text
 from orchestrator.inputs import Inputs, read_inputs
 from orchestrator.mlflow_client import without_password
@@ -118,7 +119,7 @@ def _cache(inputs: Inputs) -> str:
     epochs = min(experiment.train.epochs, views)
     try:
         budget = Shelf(Folder(place.location), max_bytes=place.max_bytes).budget()
-    except OSError as error:
+    except (OSError, UserError) as error:
         return f"cannot be used: {error}"
     text = f"{epoch:,.1f} MiB an epoch, {epochs * epoch:,.0f} MiB for {epochs} epochs"
     text += f", in {place.location}"

@@ -230,7 +230,8 @@ class TeacherCacheSpec(Section):
     mode: Literal["auto", "on", "off"] = "auto"
     """`auto` is on in searches and comparisons, where a `path` is given, and with `views`."""
     path: str | None = None
-    """Folder, which nodes may share, or URI; by default `dcd_teacher_cache` beside `dcd_runs`."""
+    """Folder, which nodes may share, or URI; by default `dcd_teacher_cache` in DCD_HOME, or in the
+    working directory."""
     dtype: Precision = "auto"
     """Of the numbers that are kept; `auto` is the precision that the teacher computes in."""
     views: Count | None = None

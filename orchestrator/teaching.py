@@ -49,11 +49,21 @@ class Teaching(Protocol):
 
 
 class LiveTeaching:
-    """The teacher is run."""
+    """The teacher is run.
 
-    def __init__(self, teacher: FrozenTeacher, *, pixels: PixelStatistics) -> None:
+    Args:
+        teacher: the network.
+        pixels: what it sees.
+        dtype: that its answers are rounded to; by default the precision that it computes in, which
+            changes nothing where its last layers do.
+    """
+
+    def __init__(
+        self, teacher: FrozenTeacher, *, pixels: PixelStatistics, dtype: torch.dtype | None = None
+    ) -> None:
         self._teacher = teacher
         self._pixels = pixels
+        self.dtype = dtype or teacher.precision
         self.feature_dim = teacher.feature_dim
         self.num_classes = teacher.num_classes
 
@@ -74,4 +84,12 @@ class LiveTeaching:
         if len(images) == 0:  # many networks cannot run on no image: run one and take no row of it
             inputs = torch.zeros(1, *inputs.shape[1:], device=inputs.device)
         output = self._teacher(inputs)
-        return Answers(output.logits[: len(images)], output.features[: len(images)])
+        return Answers(*(_rounded(part[: len(images)], self.dtype) for part in output))
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is too large for fp16, and not infinite itself, becomes its largest number."""
+    if dtype == torch.float16:
+        limit = torch.finfo(dtype).max
+        values = torch.where(values.isinf(), values, values.clamp(-limit, limit))
+    return values.to(dtype).float()

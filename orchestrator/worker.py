@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -49,9 +50,12 @@ from orchestrator.sources import build_student, build_teacher
 from orchestrator.spec import Experiment, TeacherSpec
 from orchestrator.storage import Folder
 from orchestrator.student_model import save_package
-from orchestrator.teacher_cache.build import cached_teaching, teacher_key
+from orchestrator.teacher_cache.build import cached_teaching, kept_dtype, teacher_key
+from orchestrator.teacher_cache.cache import CacheError, guarded
 from orchestrator.teacher_cache.teaching import CachedTeaching
 from orchestrator.teaching import LiveTeaching, Teaching
+
+logger = logging.getLogger(__name__)
 
 
 class Work(NamedTuple):
@@ -244,7 +248,8 @@ def fill_cache(work: Work, shared: Shared, ranks: Ranks, *, epochs: int) -> Iter
     # Batches as the runs' workers will have them, of all ranks.
     workers = ranks._replace(size=max(1, work.experiment.scaling.workers))
     teaching = _teaching(work, shared, frozen, training, recipe, workers, own_rows=False)
-    assert isinstance(teaching, CachedTeaching)
+    if not isinstance(teaching, CachedTeaching):
+        raise RunFailed("the teacher's answers cannot be kept; the warning above says why")
     for epoch in range(1, epochs + 1):
         yield teaching.fill(epoch)
 
@@ -262,27 +267,33 @@ def _teaching(
     """Where the teacher's answers come from."""
     if frozen is None or work.teacher is None or work.teacher_pixels is None:
         return None
-    live = LiveTeaching(frozen, pixels=work.teacher_pixels)
+    dtype = kept_dtype(work.experiment, frozen.precision)
+    live = LiveTeaching(frozen, pixels=work.teacher_pixels, dtype=dtype)
     if work.cache is None or shared.teacher_state is None:
         return live
-    key = teacher_key(
-        work.experiment,
-        work.teacher,
-        shared.teacher_state,
-        frozen,
-        shared.dataset,
-        pixels=work.teacher_pixels,
-        device=ranks.device,
-    )
-    return cached_teaching(
-        work.cache,
-        key,
-        live,
-        training=training,
-        recipe=recipe,
-        ranks=ranks,
-        own_rows=own_rows,
-    )
+    try:
+        with guarded():
+            key = teacher_key(
+                work.experiment,
+                work.teacher,
+                shared.teacher_state,
+                frozen,
+                shared.dataset,
+                pixels=work.teacher_pixels,
+                device=ranks.device,
+            )
+        return cached_teaching(
+            work.cache,
+            key,
+            live,
+            training=training,
+            recipe=recipe,
+            ranks=ranks,
+            own_rows=own_rows,
+        )
+    except CacheError as error:
+        logger.warning("the teacher's answers are not kept: %s", error)
+        return live
 
 
 def _build_networks(

@@ -69,9 +69,9 @@ def teacher_key(
 
 
 def kept_dtype(experiment: Experiment, precision: torch.dtype) -> torch.dtype:
-    """Of the numbers that are kept, for a teacher that computes in a precision."""
-    wanted = experiment.teacher_cache.dtype
-    return precision if wanted == "auto" else DTYPES[wanted]
+    """Of a teacher's answers, which is that of its computation unless another is asked for."""
+    wanted, mode = experiment.teacher_cache.dtype, experiment.teacher_cache.mode
+    return precision if wanted == "auto" or mode == "off" else DTYPES[wanted]
 
 
 def cached_teaching(
@@ -91,6 +91,5 @@ def cached_teaching(
         training=training,
         recipe=recipe,
         ranks=ranks,
-        dtype=DTYPES[key.about["dtype"]],
         own_rows=own_rows and recipe.views is None,
     )

@@ -25,13 +25,20 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 """Raised whenever files, order or augmentation change, so that no older file is read."""
-_NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse", "9p")
+_NETWORK = (
+    *("nfs", "cifs", "smb", "afs", "autofs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs"),
+    *("wekafs", "panfs", "gfs2", "ocfs2", "pvfs", "orangefs", "virtiofs", "9p", "fuse"),
+)
 """How the types of file systems begin whose files another machine may take away while they are
 mapped into memory here, which ends a process without an exception."""
 
 
 class CacheError(Exception):
     """The place of a cache cannot be read or written; training goes on without it."""
+
+
+_WRONG = (ValueError, LookupError, TypeError, AttributeError, BufferError)
+"""What a foreign file, or a driver of an object store, can make code of others raise."""
 
 
 class Key(NamedTuple):
@@ -62,27 +69,29 @@ class Cache:
         self._mirror = None
         self.poll_s = 0.02
         """How long to wait before looking again for what another process makes."""
-        local = self._shelf.folder.local_path
-        if local is None or _is_on_network(local):
-            self._mirror = Shelf(Folder(str(_mirror_path(place))), max_bytes=place.max_bytes)
-            self.poll_s = 0.5
+        with guarded():
+            local = self._shelf.folder.local_path
+            if local is None or _is_on_network(local):
+                copies = Folder(str(_mirror_path(place)))
+                self._mirror = Shelf(copies, max_bytes=place.max_bytes, is_copy=True)
+                self.poll_s = 0.5
         # The node's own first: its processes need not ask the other one for what is there.
         self._shelves = [shelf for shelf in (self._mirror, self._shelf) if shelf is not None]
 
     def use(self) -> None:
         """Say that the key is in use."""
-        with _guarded():
+        with guarded():
             for shelf in self._shelves:
                 shelf.use(self.key, self._about)
 
     def pieces(self, view: int) -> set[Piece]:
         """What there is of a view."""
-        with _guarded():
+        with guarded():
             return {piece for shelf in self._shelves for piece in shelf.pieces(self.key, view)}
 
     def has(self, piece: Piece) -> bool:
         """Whether a piece is there."""
-        with _guarded():
+        with guarded():
             return any(shelf.has(self.key, piece) for shelf in self._shelves)
 
     def open(self, piece: Piece) -> Rows | None:
@@ -90,7 +99,7 @@ class Cache:
 
         A damaged file is removed.
         """
-        with _guarded():
+        with guarded():
             if self._mirror is None:
                 return self._decoded(self._shelf, piece)
             if not self._mirror.has(self.key, piece):
@@ -108,20 +117,37 @@ class Cache:
 
     def keep(self, piece: Piece, rows: Rows) -> bool:
         """Write a piece, if there is room; whether it is kept."""
-        with _guarded():
+        with guarded():
             content = encode(rows, self._stamp(piece))
-            return any([shelf.write(self.key, piece, content) for shelf in self._shelves])
+            kept = self._shelf.write(self.key, piece, content)
+            if self._mirror is not None:
+                with contextlib.suppress(OSError):  # a copy is fetched when it is read, then
+                    self._mirror.write(self.key, piece, content)
+            return kept
+
+    def publish(self, piece: Piece) -> bool:
+        """See that a piece of which there is a copy here lies where all nodes look; whether it
+        does."""
+        with guarded():
+            if self._mirror is not None and not self._shelf.has(self.key, piece):
+                content = self._mirror.read(self.key, piece)
+                return content is not None and self._shelf.write(self.key, piece, content)
+            return True
 
     @contextlib.contextmanager
     def lease(self, piece: Piece) -> Iterator[bool]:
         """Whether this process is the one to make a piece, as long as the context lasts."""
-        with contextlib.ExitStack() as stack:
-            with _guarded():
+        stack = contextlib.ExitStack()
+        try:
+            with guarded():
                 # One that is not had on this node is not asked for beyond it.
                 mine = all(
                     stack.enter_context(shelf.lease(self.key, piece)) for shelf in self._shelves
                 )
             yield mine
+        finally:
+            with contextlib.suppress(CacheError), guarded():
+                stack.close()
 
     def _decoded(self, shelf: Shelf, piece: Piece, content: bytes | None = None) -> Rows | None:
         try:
@@ -139,11 +165,11 @@ class Cache:
 
 
 @contextlib.contextmanager
-def _guarded() -> Iterator[None]:
+def guarded() -> Iterator[None]:
     """Whatever a file system, an object store or a foreign file can do ends in one error."""
     try:
         yield
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+    except (OSError, pa.ArrowException, RuntimeError, *_WRONG) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CacheError(text) from error
     except OrchestratorError as error:

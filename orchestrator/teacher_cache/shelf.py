@@ -45,19 +45,21 @@ _REMOTE_LEASE_S = 120.0
 
 
 class Piece(NamedTuple):
-    """Images `first` to `last` of a view's order, or what rank `rank` of `size` has of them."""
+    """Images `first` to `last` of a view's order, or what one of several ranks has of them."""
 
     view: int
     first: int
     last: int  # exclusive
-    rank: int
-    size: int
+    rank: int = 0
+    size: int = 1
+    micro: int = 0
+    """Images of a micro-batch, on which it depends which ones are a rank's; 0 with one rank."""
 
     @property
     def name(self) -> str:
         """Of its file, below the key."""
-        part = f"{self.first:08d}-{self.last:08d}-{self.rank}of{self.size}"
-        return f"{self.view:05d}/{part}.arrow"
+        part = f"{self.rank}of{self.size}x{self.micro}"
+        return f"{self.view:05d}/{self.first:08d}-{self.last:08d}-{part}.arrow"
 
     @classmethod
     def of(cls, view: int, file: str) -> Piece | None:
@@ -65,8 +67,8 @@ class Piece(NamedTuple):
         try:
             first, last, part = file.removesuffix(".arrow").split("-")
             rank, size = part.split("of")
-            return cls(view, int(first), int(last), int(rank), int(size))
-        except ValueError:
+            return cls(view, int(first), int(last), int(rank), *map(int, size.split("x")))
+        except (ValueError, TypeError):
             return None
 
 
@@ -84,11 +86,15 @@ class Shelf:
     Args:
         folder: the place, a path or a URI.
         max_bytes: the budget; by default a share of what is free.
+        is_copy: whether it takes no more than that share in any case.
     """
 
-    def __init__(self, folder: Folder, *, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, folder: Folder, *, max_bytes: int | None = None, is_copy: bool = False
+    ) -> None:
         self.folder = folder
         self._max_bytes = max_bytes
+        self._share_at_most = is_copy or max_bytes is None
         self._counted: tuple[float, int] | None = None  # when, bytes
         self._listed: dict[tuple[str, int], tuple[float, list[Piece]]] = {}
 
@@ -214,9 +220,11 @@ class Shelf:
 
     def budget(self) -> int | None:
         """The largest size in bytes; None for an object store without a given one."""
-        if self._max_bytes is None and self.folder.local_path is not None:
+        if self._share_at_most and self.folder.local_path is not None:
             used = sum(view.num_bytes for view in self.views())
-            self._max_bytes = int(_SHARE * (_free(self.folder.local_path) + used))
+            share = int(_SHARE * (_free(self.folder.local_path) + used))
+            self._max_bytes = share if self._max_bytes is None else min(share, self._max_bytes)
+            self._share_at_most = False
         return self._max_bytes
 
     def _make_room(self, key: str, view: int, num_bytes: int) -> bool:

@@ -33,7 +33,6 @@ CHUNKS, LEAST_ROWS, MOST_BYTES = 32, 1024, 64 * 2**20
 that its file's costs do not count, and 64 MiB at most."""
 PATIENCE_S = 300.0
 """How long a step waits for what other processes are making; one that was halted never will."""
-_TELL_AFTER_S = 10.0
 _USE_EVERY_S = 60.0
 
 NO_ROOM = "there is no room for more (teacher_cache.max_gib)"
@@ -53,8 +52,9 @@ class CachedTeaching:
         ranks: the processes that train together.
         own_rows: whether each makes its own rows only. It needs others' where images come again in
             another order.
-        dtype: of what is kept. What is computed without being kept is rounded to it too, so that
-            the losses do not depend on what is there.
+
+    What is kept has the precision that the live teacher's answers are rounded to, so that the
+    losses do not depend on what is there.
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class CachedTeaching:
         training: Images,
         recipe: Recipe,
         ranks: Ranks,
-        dtype: torch.dtype,
         own_rows: bool = True,
     ) -> None:
         self._live = live
@@ -73,10 +72,9 @@ class CachedTeaching:
         self._training = training
         self._recipe = recipe
         self._ranks = ranks
-        self._dtype = dtype
-        self._part = (ranks.rank, ranks.size) if own_rows else (0, 1)
+        self._own_rows = own_rows and ranks.size > 1
         self.feature_dim = live.feature_dim
-        row_bytes = (live.num_classes + live.feature_dim) * dtype.itemsize
+        row_bytes = (live.num_classes + live.feature_dim) * live.dtype.itemsize
         self._chunk_size = _chunk_size(len(training.labels), recipe.batch_size, row_bytes=row_bytes)
         self._table: Table = make_table(len(training.labels), ranks.device, bytes_per_row=row_bytes)
         self._view: int | None = None
@@ -87,6 +85,7 @@ class CachedTeaching:
         self._ready: set[int] = set()
         self._given_up: set[int] = set()
         self._not_kept: str | None = None
+        self._all_kept = True
         self._used_at = float("-inf")
         self._num_answered = self._num_computed = 0
 
@@ -95,7 +94,7 @@ class CachedTeaching:
         view = self._recipe.view(epoch)
         # Later rounds go through the same images in another order.
         self._in_order = view == epoch
-        self._not_kept = None
+        self._not_kept, self._all_kept = None, True
         self._given_up.clear()
         self._num_answered = self._num_computed = 0
         self._used_at = float("-inf")
@@ -120,8 +119,7 @@ class CachedTeaching:
         if ready and len(images):
             return self._table.take(positions)
         self._num_computed += len(images)
-        logits, features = self._live.run(images)
-        return Answers(*(self._rounded(part).float() for part in (logits, features)))
+        return self._live.run(images)
 
     def metrics(self) -> dict[str, float]:
         """How much of the epoch this process did not compute."""
@@ -133,8 +131,16 @@ class CachedTeaching:
     def fill(self, epoch: int) -> str | None:
         """Have all of an epoch's rows in the cache; None, or why some are not."""
         self.begin(epoch)
-        ready = self._ensure(range(len(self._chunks)))
-        return self._not_kept or (None if ready else "another process did not finish its part")
+        chunks = range(len(self._chunks))
+        if not self._ensure(chunks):
+            return self._not_kept or "another process did not finish its part"
+        try:
+            if not all([self._cache.publish(self._piece(chunk)) for chunk in chunks]):
+                self._stop_keeping(NO_ROOM)
+                self._all_kept = False
+        except CacheError as error:
+            return str(error)
+        return None if self._all_kept else self._not_kept
 
     def _use(self) -> None:
         if time.monotonic() - self._used_at > _USE_EVERY_S:
@@ -146,22 +152,26 @@ class CachedTeaching:
 
     def _ensure(self, chunks: Iterable[int]) -> bool:
         """Have the rows of chunks at hand; False when some have to be computed batch by batch."""
+        self._use()
         missing = [c for c in chunks if c not in self._ready and c not in self._given_up]
         if missing:
-            self._use()
-            deadline = time.monotonic() + PATIENCE_S
+            patience = [PATIENCE_S]
             for chunk in missing:
                 try:
-                    if not self._wait_for(chunk, deadline):
+                    if not self._wait_for(chunk, patience):
                         self._given_up.add(chunk)
                 except CacheError as error:
                     self._stop_keeping(str(error))
                     self._given_up.add(chunk)
         return all(chunk in self._ready for chunk in chunks)
 
-    def _wait_for(self, chunk: int, deadline: float) -> bool:
-        """Find a chunk, make it, or wait until another process has made it."""
-        told, started = False, time.monotonic()
+    def _wait_for(self, chunk: int, patience: list[float]) -> bool:
+        """Find a chunk, make it, or wait until another process has made it.
+
+        Args:
+            chunk: its number.
+            patience: how many seconds of waiting are left, which this uses up.
+        """
         while not self._find(chunk):
             if self._not_kept is not None:
                 return False
@@ -169,15 +179,13 @@ class CachedTeaching:
                 return True
             later = range(chunk + 1, len(self._chunks))
             if any(self._make(other) for other in later if other not in self._ready):
-                deadline = max(deadline, time.monotonic() + PATIENCE_S)  # that was no waiting
                 continue
-            waited = time.monotonic() - started
-            if time.monotonic() > deadline:
+            if patience[0] <= 0:
                 return False
-            if waited > _TELL_AFTER_S and not told:
-                logger.info("waiting for another process to compute the teacher's answers")
-                told = True
-            time.sleep(self._cache.poll_s)
+            # One that is there is just being fetched to this node.
+            pause = min(self._cache.poll_s, 0.02 if self._cache.has(self._piece(chunk)) else 1.0)
+            time.sleep(pause)
+            patience[0] -= pause
         return True
 
     def _find(self, chunk: int) -> bool:
@@ -207,23 +215,29 @@ class CachedTeaching:
     def _make(self, chunk: int) -> bool:
         """Compute a chunk unless it is there or another process does; whether it was computed."""
         piece = self._piece(chunk)
-        if self._cache.has(piece) or self._find(chunk):
+        if self._find(chunk) or self._is_to_come(piece):
             return False
         with self._cache.lease(piece) as mine:
-            if not mine or self._cache.has(piece):
+            if not mine or self._is_to_come(piece):
                 return False
             rows = self._compute(chunk)
             try:
                 kept = self._cache.keep(piece, rows)
                 if not kept:
                     self._stop_keeping(NO_ROOM)
+                    self._all_kept = False
                 # Rows that lie in a file take no memory of this process's own.
                 self._add(piece, (self._cache.open(piece) if kept else None) or rows)
             except CacheError as error:
                 self._stop_keeping(str(error))
+                self._all_kept = False
                 self._add(piece, rows)
             self._ready.add(chunk)
         return True
+
+    def _is_to_come(self, piece: Piece) -> bool:
+        """Whether a piece is there and only has to be read; not if it was, and lacks rows."""
+        return self._cache.has(piece) and piece not in self._opened
 
     def _compute(self, chunk: int) -> Rows:
         """Run the teacher on the very batches that a run would have run it on."""
@@ -236,35 +250,25 @@ class CachedTeaching:
             images = to_device(training.images[own], device)
             answers = self._live.run(recipe.augment(images, indices, self._view))
             positions.append(batch)
-            logits.append(self._rounded(answers.logits))
-            features.append(self._rounded(answers.features))
+            logits.append(answers.logits.to(self._live.dtype))
+            features.append(answers.features.to(self._live.dtype))
         rows = Rows(torch.cat(positions), torch.cat(logits).cpu(), torch.cat(features).cpu())
         self._num_computed += len(rows.positions)
-        if self._dtype == torch.float16:
-            self._tell_of_clamped(rows)
-        return rows
-
-    def _rounded(self, values: Tensor) -> Tensor:
-        """In the precision that is kept; what is too large for it becomes its largest number."""
-        limit = torch.finfo(self._dtype).max
-        return values.clamp(-limit, limit).to(self._dtype)
-
-    def _tell_of_clamped(self, rows: Rows) -> None:
-        limit = torch.finfo(self._dtype).max
-        if any((part.abs() == limit).any() for part in rows[1:]):
+        limit = torch.finfo(torch.float16).max
+        if self._live.dtype == torch.float16 and any((p.abs() == limit).any() for p in rows[1:]):
             self._warn(
                 "some of the teacher's features or logits are too large for fp16 and were cut to "
                 "65504: teacher_cache.dtype bf16 can hold them"
             )
+        return rows
 
     def _batches(self, chunk: int) -> list[Tensor]:
         """Positions of each batch of this rank's, or of all ranks' where rows are read by all."""
-        recipe, (rank, size) = self._recipe, self._part
         found: list[Tensor] = []
-        for step in self._chunks[chunk].split(recipe.batch_size):
-            for micro in step.split(recipe.batch_size // recipe.accumulate):
+        for step in self._chunks[chunk].split(self._recipe.batch_size):
+            for micro in step.split(self._micro_batch_size):
                 parts = micro.split(shares(len(micro), self._ranks.size))
-                found += parts if size == 1 else [parts[rank]]
+                found += [parts[self._ranks.rank]] if self._own_rows else parts
         return [part for part in found if len(part)]
 
     def _needed(self, chunk: int) -> Tensor:
@@ -274,7 +278,15 @@ class CachedTeaching:
     def _piece(self, chunk: int) -> Piece:
         assert self._view is not None
         first = chunk * self._chunk_size
-        return Piece(self._view, first, first + len(self._chunks[chunk]), *self._part)
+        last = first + len(self._chunks[chunk])
+        if not self._own_rows:
+            return Piece(self._view, first, last)
+        rank, size, _ = self._ranks
+        return Piece(self._view, first, last, rank, size, self._micro_batch_size)
+
+    @property
+    def _micro_batch_size(self) -> int:
+        return self._recipe.batch_size // self._recipe.accumulate
 
     def _stop_keeping(self, reason: str) -> None:
         """For this epoch: what is there is read, and nothing is added."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 from test_bad_input import Ended, dcd, experiment, listing, refuse  # noqa: F401  (fixtures)
 from tiny_experiment import recorded, run_quietly, save_teacher, tiny_experiment
 
-from orchestrator.code_digest import code_digest
 from orchestrator.distillation import Outcome
 from orchestrator.experiment_file import identity
 from orchestrator.journal import Journal
@@ -99,61 +96,6 @@ def test_nothing_is_read_that_was_computed_otherwise(
     # Without augmentation, all epochs are alike.
     expected = [0, 100] if change == {"data.augment": "none"} else [0, 0]
     assert cached_percent(other) == expected
-
-
-def test_a_teacher_whose_code_was_changed_is_another(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = workplace / "own_networks.py"
-    checkpoint = save_teacher(workplace)
-    shutil.copy(Path(__file__).parents[1] / "tiny_networks.py", file)
-    monkeypatch.syspath_prepend(str(workplace))
-    own = {"teacher.source": "own_networks:network", "teacher_cache": "on"}
-
-    def change(file: Path, old: str, new: str) -> None:
-        assert old in file.read_text()
-        file.write_text(file.read_text().replace(old, new))
-
-    def cached(name: str) -> list[float]:
-        return cached_percent(run(checkpoint, name, own))
-
-    assert cached("first") == [0, 0]
-    assert cached("second") == [100, 100]
-    change(file, "nn.Tanh()", "nn.Sigmoid()")
-    assert cached("changed") == [0, 0]
-    change(file, "nn.Sigmoid()", "nn.Tanh()")
-    assert cached("as-before") == [100, 100]
-
-
-@pytest.mark.parametrize("builder", ["direct", "partial", "callable"])
-def test_code_that_a_network_uses_is_part_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str
-) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    block = tmp_path / f"{builder}_block.py"
-    block.write_text("import torch\n\ndef act(x):\n    return torch.relu(x)\n")
-    (tmp_path / f"{builder}_network.py").write_text(
-        "import functools\n"
-        "from torch import nn\n"
-        f"from {builder}_block import act\n"
-        "class Network(nn.Linear):\n"
-        "    def forward(self, x):\n"
-        "        return act(super().forward(x))\n"
-        "direct = lambda: Network(2, 2)\n"
-        "partial = functools.partial(Network, 2, 2)\n"
-        "class Builder:\n"
-        "    def __call__(self):\n"
-        "        return Network(2, 2)\n"
-        "callable = Builder()\n"
-    )
-    module = importlib.import_module(f"{builder}_network")
-    network = getattr(module, builder)()
-    before = code_digest(network, builder=f"{builder}_network")
-    assert before == code_digest(network, builder=f"{builder}_network")
-    (tmp_path / "of_something_else.py").write_text("x = 1")
-    assert before == code_digest(network, builder=f"{builder}_network")
-    block.write_text(block.read_text().replace("relu", "tanh"))
-    assert before != code_digest(network, builder=f"{builder}_network")
 
 
 @pytest.mark.parametrize(

@@ -96,13 +96,13 @@ def cached(
     max_bytes: int | None = None,
 ) -> CachedTeaching:
     how = how or recipe()
+    live.dtype = dtype
     return CachedTeaching(
         live,
         Cache(CachePlace(str(place), max_bytes), KEY),
         training=images(),
         recipe=how,
         ranks=ranks or Ranks(),
-        dtype=dtype,
         own_rows=how.views is None,
     )
 
@@ -202,6 +202,40 @@ def test_what_some_workers_wrote_serves_others(tmp_path: Path, writers: int, rea
             assert same(found, live)
 
 
+@pytest.mark.parametrize("other", [{"accumulate": 2}, {"batch_size": 2 * BATCH}], ids=str)
+def test_workers_that_share_batches_otherwise_wait_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, int]
+) -> None:
+    """Of a chunk that is cut alike, a rank has other rows then."""
+    monkeypatch.setattr(module, "PATIENCE_S", 1e-9)
+    epoch_of(cached(Counting(), tmp_path, ranks=Ranks(0, 2)), 1, ranks=Ranks(0, 2))
+    how = recipe(**other)
+    for rank in (1, 0):
+        ranks = Ranks(rank, 2)
+        live = Counting()
+        own = cached(live, tmp_path, how=how, ranks=ranks)
+        close(
+            epoch_of(own, 1, how=how, ranks=ranks),
+            epoch_of(Counting(), 1, how=how, ranks=ranks),
+        )
+        again = Counting()
+        epoch_of(cached(again, tmp_path, how=how, ranks=ranks), 1, how=how, ranks=ranks)
+        assert again.count == 0  # all was kept
+
+
+def test_a_piece_that_lacks_rows_is_made_again(tmp_path: Path) -> None:
+    """Of whatever origin: nobody may wait for what nobody makes."""
+    cache = Cache(CachePlace(str(tmp_path), None), KEY)
+    rows = module.Rows(torch.arange(3), torch.zeros(3, 10), torch.zeros(3, 6))
+    assert cache.keep(Piece(1, 0, 2 * BATCH), rows)
+    live = Counting()
+    epoch_of(cached(live, tmp_path), 1)
+    assert live.count == NUM_IMAGES
+    again = Counting()
+    epoch_of(cached(again, tmp_path), 1)
+    assert again.count == 0
+
+
 def test_more_workers_than_images_in_the_last_batch(tmp_path: Path) -> None:
     """Some hold no row of it."""
     how = recipe(batch_size=208)  # 2 images are left for 4 workers
@@ -297,7 +331,7 @@ def test_a_worker_without_rows_waits_for_nobody(tmp_path: Path) -> None:
     held = Cache(CachePlace(str(tmp_path), None), KEY)
     ranks = Ranks(rank=3, size=4)
     with contextlib.ExitStack() as leases:
-        leases.enter_context(held.lease(Piece(1, 0, 208, 3, 4)))
+        leases.enter_context(held.lease(Piece(1, 0, 208, 3, 4, 208)))
         timer = threading.Timer(0.5, leases.close)
         timer.start()
         found = epoch_of(
@@ -473,6 +507,33 @@ def test_a_network_file_system_is_read_through_a_copy_on_the_node(
     assert reader.count == 0
 
 
+def test_what_only_this_node_has_is_brought_back_where_all_look(
+    bucket: str, tmp_path: Path
+) -> None:
+    own = cached(Counting(), bucket)
+    assert own.fill(1) is None
+    store = Folder(bucket)
+    store.delete(KEY.digest)
+    live = Counting()
+    assert cached(live, bucket).fill(1) is None
+    assert live.count == 0
+    assert len((store / f"{KEY.digest}/00001").names()) == len(arrow_files(tmp_path / "node-1"))
+
+
+def test_to_have_filled_an_epoch_is_to_have_kept_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cached(Counting(), tmp_path, max_bytes=1).fill(1) == module.NO_ROOM
+    assert cached(Counting(), tmp_path / "there").fill(1) is None
+
+    def fail(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Shelf, "use", fail)
+    assert cached(Counting(), tmp_path / "there").fill(1) is None  # all is there to be read
+    assert cached(Counting(), tmp_path / "absent").fill(1) == "Permission denied"
+
+
 @pytest.mark.parametrize("damaged", ["copy", "original", "both"])
 def test_a_damaged_copy_is_fetched_and_a_damaged_original_made_again(
     bucket: str, tmp_path: Path, damaged: str
@@ -534,9 +595,9 @@ def test_what_is_not_kept_is_rounded_as_well(tmp_path: Path) -> None:
 def test_values_that_fp16_cannot_hold_are_cut_and_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Counting.run
+    forward = FrozenTeacher.forward
     monkeypatch.setattr(
-        Counting, "run", lambda self, images: Answers(*(1e6 * x for x in run(self, images)))
+        FrozenTeacher, "forward", lambda *inputs: Answers(*(1e6 * x for x in forward(*inputs)))
     )
     epoch_of(cached(Counting(), tmp_path / "bf16", dtype=torch.bfloat16), 1)
     assert caplog.text == ""

@@ -43,7 +43,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 
 def test_names_lead_back_to_their_pieces() -> None:
-    own = Piece(view=3, first=64, last=128, rank=1, size=4)
+    own = Piece(view=3, first=64, last=128, rank=1, size=4, micro=32)
     view, name = own.name.split("/")
     assert Piece.of(int(view), name) == own
     assert Piece.of(3, "about.json") is None
@@ -134,9 +134,9 @@ def test_unfinished_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
 def test_what_others_keep_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     """A scratch folder may hold anything, also something that looks like ours."""
     theirs = [
-        tmp_path / "shards" / "00001" / "00000000-00000010-0of1.arrow",
-        tmp_path / "deep" / KEY / "00001" / "00000000-00000010-0of1.arrow",
-        tmp_path / OTHER / "00001" / "00000000-00000010-0of1.arrow",  # no about.json
+        tmp_path / "shards" / "00001" / "00000000-00000010-0of1x0.arrow",
+        tmp_path / "deep" / KEY / "00001" / "00000000-00000010-0of1x0.arrow",
+        tmp_path / OTHER / "00001" / "00000000-00000010-0of1x0.arrow",  # no about.json
         tmp_path / "downloads" / ".film.part",
     ]
     for path in theirs:
