@@ -15,6 +15,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,11 @@ def main() -> None:
                 results[f"{setting}, cache {mode}"] = search(folder, own, precision, mode, args)
         data = load_experiment(folder / "experiment.yaml").data
         num_images = len(load_dataset(data).train) * args.epochs
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        loops = pool.starmap(plain_loop, [(args, num_images)] * args.plain_loops, chunksize=1)
+    # Not a pool of multiprocessing's, whose processes may not start loaders.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        tasks = [pool.submit(plain_loop, args, num_images) for _ in range(args.plain_loops)]
+        loops = [task.result() for task in tasks]
     reckoned = sum(loops) / len(loops) * args.trials
     print(f"{args.teacher} -> {args.student}, {args.trials} trials of {args.epochs} epochs")
     print(describe_machine(machine()))
