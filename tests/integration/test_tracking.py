@@ -366,7 +366,7 @@ def test_files_of_a_remote_folder_become_artifacts_too(
     run = Folder("s3://bucket/runs/digits")
     local, root = FileSystem.from_uri(tmp_path.as_uri())
     store = SubTreeFileSystem(root, local)
-    monkeypatch.setattr(Folder, "_filesystem", lambda folder: (store, folder.location[5:]))
+    monkeypatch.setattr(Folder, "filesystem", lambda folder: (store, folder.location[5:]))
     uri = default_tracking_uri(tmp_path)
     experiment = request(run, uri, artifact_root=str(tmp_path / "artifacts"))
     run.write("figures/curve.png", b"\x89PNG")
