@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -50,12 +49,9 @@ from orchestrator.sources import build_student, build_teacher
 from orchestrator.spec import Experiment, TeacherSpec
 from orchestrator.storage import Folder
 from orchestrator.student_model import save_package
-from orchestrator.teacher_cache.build import cached_teaching, kept_dtype, teacher_key
-from orchestrator.teacher_cache.cache import CacheError, guarded
+from orchestrator.teacher_cache.build import build_teaching
 from orchestrator.teacher_cache.teaching import CachedTeaching
-from orchestrator.teaching import LiveTeaching, Teaching
-
-logger = logging.getLogger(__name__)
+from orchestrator.teaching import Teaching
 
 
 class Work(NamedTuple):
@@ -267,33 +263,19 @@ def _teaching(
     """Where the teacher's answers come from."""
     if frozen is None or work.teacher is None or work.teacher_pixels is None:
         return None
-    dtype = kept_dtype(work.experiment, frozen.precision)
-    live = LiveTeaching(frozen, pixels=work.teacher_pixels, dtype=dtype)
-    if work.cache is None or shared.teacher_state is None:
-        return live
-    try:
-        with guarded():
-            key = teacher_key(
-                work.experiment,
-                work.teacher,
-                shared.teacher_state,
-                frozen,
-                shared.dataset,
-                pixels=work.teacher_pixels,
-                device=ranks.device,
-            )
-        return cached_teaching(
-            work.cache,
-            key,
-            live,
-            training=training,
-            recipe=recipe,
-            ranks=ranks,
-            own_rows=own_rows,
-        )
-    except CacheError as error:
-        logger.warning("the teacher's answers are not kept: %s", error)
-        return live
+    return build_teaching(
+        work.cache,
+        work.experiment,
+        work.teacher,
+        shared.teacher_state,
+        frozen,
+        shared.dataset,
+        pixels=work.teacher_pixels,
+        training=training,
+        recipe=recipe,
+        ranks=ranks,
+        own_rows=own_rows,
+    )
 
 
 def _build_networks(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from dcd_core import FrozenTeacher
@@ -14,10 +16,12 @@ from orchestrator.inputs import State, state_digest
 from orchestrator.places import CachePlace
 from orchestrator.reporter import Ranks
 from orchestrator.spec import Experiment, TeacherSpec
-from orchestrator.teacher_cache.cache import Cache, Key
+from orchestrator.teacher_cache.cache import Cache, CacheError, Key, guarded
 from orchestrator.teacher_cache.rows import DTYPES
 from orchestrator.teacher_cache.teaching import CachedTeaching
-from orchestrator.teaching import LiveTeaching
+from orchestrator.teaching import LiveTeaching, Teaching
+
+logger = logging.getLogger(__name__)
 
 
 def teacher_key(
@@ -74,22 +78,48 @@ def kept_dtype(experiment: Experiment, precision: torch.dtype) -> torch.dtype:
     return precision if wanted == "auto" or mode == "off" else DTYPES[wanted]
 
 
-def cached_teaching(
-    place: CachePlace,
-    key: Key,
-    live: LiveTeaching,
+def build_teaching(
+    place: CachePlace | None,
+    experiment: Experiment,
+    teacher: TeacherSpec,
+    state: State | None,
+    network: FrozenTeacher,
+    dataset: Dataset,
     *,
+    pixels: PixelStatistics,
     training: Images,
     recipe: Recipe,
     ranks: Ranks,
     own_rows: bool,
-) -> CachedTeaching:
-    """A teacher whose answers are kept at a place."""
-    return CachedTeaching(
-        live,
-        Cache(place, key),
-        training=training,
-        recipe=recipe,
-        ranks=ranks,
-        own_rows=own_rows and recipe.views is None,
-    )
+) -> Teaching:
+    """Where a teacher's answers come from: from a cache, if there is a place for one that works.
+
+    Args:
+        place: of the cache; None for the teacher alone.
+        experiment: of the student.
+        teacher: as in `teacher_key`, and so are `state`, `network`, `dataset` and `pixels`.
+        training: the training split's images.
+        recipe: their augmentation and batches.
+        ranks: the processes that train together.
+        own_rows: as in `CachedTeaching`.
+    """
+    dtype = kept_dtype(experiment, network.precision)
+    live = LiveTeaching(network, pixels=pixels, dtype=dtype)
+    if place is None or state is None:
+        return live
+    try:
+        with guarded():
+            key = teacher_key(
+                experiment, teacher, state, network, dataset, pixels=pixels, device=ranks.device
+            )
+        return CachedTeaching(
+            live,
+            Cache(place, key),
+            training=training,
+            recipe=recipe,
+            ranks=ranks,
+            own_rows=own_rows and recipe.views is None,
+        )
+    except CacheError as error:
+        logger.warning("the teacher's answers are not kept: %s", error)
+        return live

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
-import os
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +19,7 @@ from typing import Any, NamedTuple
 import pyarrow.fs
 
 from orchestrator.storage import Folder
+from orchestrator.teacher_cache.leases import local_lease, remote_lease
 
 GIB = 2**30
 
@@ -40,8 +37,6 @@ _STALE_S = 3600.0
 """Unfinished files of dead processes are removed after this time."""
 _LISTING_S = 0.4
 """How long a listing of an object store holds."""
-_REMOTE_LEASE_S = 120.0
-"""A lease on an object store ends by itself, as nobody there can tell whether its holder lives."""
 
 
 class Piece(NamedTuple):
@@ -171,29 +166,11 @@ class Shelf:
         both then write the same.
         """
         if self.folder.local_path is None:
-            with self._remote_lease(f"{key}/{piece.name}.lease") as held:
+            with remote_lease(self.folder, f"{key}/{piece.name}.lease") as held:
                 yield held
             return
-        path = self.path(key, piece)
-        lock = path.with_name(f".{path.name}.lease")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = lock.open("a")
-        except FileNotFoundError:  # the view has been removed at this very moment
-            yield False
-            return
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.fstat(file.fileno()).st_ino == lock.stat().st_ino
-            except (BlockingIOError, FileNotFoundError):
-                held = False  # another has it, or has just had it and removed the file
-            try:
-                yield held
-            finally:
-                if held:
-                    with contextlib.suppress(OSError):
-                        lock.unlink()
+        with local_lease(self.path(key, piece)) as held:
+            yield held
 
     def views(self) -> list[View]:
         """All views of all keys. What else lies in the folder is not looked at."""
@@ -289,29 +266,6 @@ class Shelf:
     def _info(self, name: str) -> pyarrow.fs.FileInfo:
         filesystem, root = self.folder.filesystem()
         return filesystem.get_file_info(f"{root}/{name}")
-
-    @contextlib.contextmanager
-    def _remote_lease(self, name: str) -> Iterator[bool]:
-        mine, now = uuid.uuid4().hex, time.time()
-        if self._lease(name)[1] > now:
-            yield False
-            return
-        self.folder.write(name, json.dumps({"holder": mine, "until": now + _REMOTE_LEASE_S}))
-        held = self._lease(name)[0] == mine
-        try:
-            yield held
-        finally:
-            with contextlib.suppress(OSError):
-                if held and self._lease(name)[0] == mine:  # it may have ended by itself
-                    self.folder.delete(name)
-
-    def _lease(self, name: str) -> tuple[str, float]:
-        """Who holds a lease, and until when; one that cannot be read is nobody's."""
-        try:
-            content = json.loads(self.folder.read(name) or "{}")
-            return str(content["holder"]), float(content["until"])
-        except (ValueError, KeyError, TypeError):
-            return "", 0.0
 
 
 def _free(path: Path) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.storage import Folder
 from orchestrator.teacher_cache import shelf as module
+from orchestrator.teacher_cache.leases import REMOTE_LEASE_S
 from orchestrator.teacher_cache.shelf import Piece, Shelf
 
 KEY, OTHER = "0" * 16, "1" * 16
@@ -221,6 +222,6 @@ def test_a_lease_on_an_object_store_ends_after_a_while(monkeypatch: pytest.Monke
     with Shelf(folder).lease(KEY, piece(1)) as mine:
         assert not mine
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + module._REMOTE_LEASE_S + 1)
+    monkeypatch.setattr(time, "time", lambda: now + REMOTE_LEASE_S + 1)
     with Shelf(folder).lease(KEY, piece(1)) as mine:
         assert mine
