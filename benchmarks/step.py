@@ -15,7 +15,7 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,10 +38,11 @@ from dcd_core import (
     train_step,
     use_channels_last_,
 )
-from orchestrator.batches import Recipe, micro_batches
+from orchestrator.batches import Needs, Recipe, Selection, prepare, select
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.places import CachePlace
 from orchestrator.reporter import Ranks
+from orchestrator.step_graphs import StepGraphs
 from orchestrator.teacher_cache.cache import Cache, Key
 from orchestrator.teacher_cache.teaching import CachedTeaching
 from orchestrator.teaching import LiveTeaching, Teaching
@@ -66,7 +67,6 @@ class Networks(NamedTuple):
 
     teacher: FeatureModel
     distiller: Distiller
-    optimizer: torch.optim.Optimizer
 
 
 def made_up_images() -> Images:
@@ -89,8 +89,13 @@ def networks(teacher: str, student: str) -> Networks:
     ]
     models[0].eval().requires_grad_(False)
     distiller = Distiller(models[1], teacher_dim=models[0].feature_dim)
+    return Networks(models[0], distiller)
+
+
+def sgd(distiller: Distiller, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The paper's optimizer."""
     groups = distiller.parameter_groups(lr=0.05, weight_decay=5e-4, scalar_lr_ratio=0.1)
-    return Networks(models[0], distiller, torch.optim.SGD(groups, lr=0.05, momentum=0.9))
+    return torch.optim.SGD(groups, lr=0.05, momentum=0.9, fused=fused)
 
 
 class _Plain(Dataset[tuple[Tensor, int]]):
@@ -115,7 +120,9 @@ class _Plain(Dataset[tuple[Tensor, int]]):
         return self._transform(self._images[index]), self._labels[index]
 
 
-def plain(images: Images, nets: Networks, *, batch_size: int) -> Callable[[int], None]:
+def plain(
+    images: Images, nets: Networks, *, batch_size: int, device: torch.device
+) -> Callable[[int], None]:
     """The loop that one would write first."""
     loader = DataLoader(
         _Plain(images),
@@ -124,8 +131,12 @@ def plain(images: Images, nets: Networks, *, batch_size: int) -> Callable[[int],
         num_workers=2,
         persistent_workers=True,
         drop_last=True,
+        pin_memory=device.type == "cuda",
     )
-    teacher, distiller, optimizer = nets
+    teacher, distiller = nets
+    teacher.to(device)
+    distiller.to(device)
+    optimizer = sgd(distiller)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
@@ -136,7 +147,7 @@ def plain(images: Images, nets: Networks, *, batch_size: int) -> Callable[[int],
     def train(steps: int) -> None:
         distiller.train()
         for _ in range(steps):
-            inputs, labels = next(endless)
+            inputs, labels = (part.to(device, non_blocking=True) for part in next(endless))
             with torch.no_grad():
                 logits, features = teacher(inputs)
             losses = OBJECTIVE(distiller(inputs, features), labels=labels, teacher_logits=logits)
@@ -156,11 +167,13 @@ def ours(
     batch_size: int,
     precision: torch.dtype,
     compiled: bool,
+    graphed: bool,
     device: torch.device,
     cache: Path | None,
 ) -> Callable[[int], None]:
     """The product's own step; with a folder for the cache, the teacher's answers are read."""
-    teacher, distiller, optimizer = nets
+    teacher, distiller = nets
+    images = images.resident(device)
     example = torch.zeros(2, 3, 32, 32, device=device)
     frozen = FrozenTeacher(teacher.to(device), images_example=example, precision=precision)
     distiller.to(device)
@@ -181,6 +194,8 @@ def ours(
         lr_factor=lambda epoch: 1.0,
         student_pixels=PIXELS,
     )
+    optimizer = sgd(distiller, fused=device.type == "cuda")
+    graphs = StepGraphs(optimizer, device) if graphed else None
     order = sample_order(0, 1, images.indices)
     steps_done = 0
     live = LiveTeaching(frozen, pixels=PIXELS)
@@ -197,34 +212,39 @@ def ours(
         teaching = kept
     teaching.begin(1)
 
+    needs = Needs(takes_features=True, features=True, logits=True)
+    meter = Meter(device=device)
+
+    def act(selections: Sequence[Selection], step: int | Tensor) -> None:
+        train_step(
+            distiller,
+            [prepare(part, teaching, view=1, recipe=recipe, needs=needs) for part in selections],
+            objective=OBJECTIVE,
+            optimizer=optimizer,
+            precision=precision,
+            meter=meter,
+            step=step,
+        )
+
     def train(steps: int) -> None:
         nonlocal steps_done
         distiller.train()
-        meter = Meter(device=device)
         for _ in range(steps):
             first = steps_done * batch_size % (NUM_IMAGES - batch_size + 1)
             steps_done += 1
-            batch = micro_batches(
+            selections = select(
                 order[first : first + batch_size],
                 teaching,
-                epoch=1,
                 place=first,
                 training=images,
                 recipe=recipe,
                 ranks=Ranks(device=device),
-                takes_features=True,
-                needs_features=True,
-                needs_logits=True,
+                needs=needs,
             )
-            train_step(
-                distiller,
-                list(batch),
-                objective=OBJECTIVE,
-                optimizer=optimizer,
-                precision=precision,
-                meter=meter,
-                step=steps_done,
-            )
+            if graphs is None:
+                act(selections, steps_done)
+            else:
+                graphs.run(selections, steps_done, act)
         meter.result()  # waits for the device, once
 
     return train
@@ -242,11 +262,18 @@ def variants(args: argparse.Namespace, device: torch.device, folder: Path) -> li
     found = [
         Variant(
             "plain loop",
-            plain(images, networks(args.teacher, args.student), batch_size=args.batch_size),
+            plain(
+                images,
+                networks(args.teacher, args.student),
+                batch_size=args.batch_size,
+                device=device,
+            ),
         )
     ]
-    for cache, (name, precision), compiled in itertools.product(
-        (None, folder), (("fp32", torch.float32), ("bf16", torch.bfloat16)), (False, True)
+    precisions = (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    on_gpu = device.type == "cuda"
+    for cache, (name, precision), compiled, graphed in itertools.product(
+        (None, folder), precisions, (False, True), (False, True) if on_gpu else (False,)
     ):
         train = ours(
             images,
@@ -254,10 +281,12 @@ def variants(args: argparse.Namespace, device: torch.device, folder: Path) -> li
             batch_size=args.batch_size,
             precision=precision,
             compiled=compiled,
+            graphed=graphed,
             device=device,
             cache=cache,
         )
         name += ", compiled" if compiled else ""
+        name += ", CUDA graphs" if graphed else ""
         found.append(Variant(f"{name}, teacher cached" if cache is not None else name, train))
     return found
 

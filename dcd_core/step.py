@@ -57,28 +57,30 @@ class Meter:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
         self._names: tuple[str, ...] = ()
-        self._sums = self._first_bad = torch.empty(0)
-        self._num_images = 0
+        self._sums = self._first_bad = self._num_images = torch.empty(0)
 
-    def add(self, losses: Losses, *, num_images: int, step: int) -> None:
+    def add(self, losses: Losses, *, num_images: int, step: int | Tensor) -> None:
         """Count the losses of one micro-batch.
 
         Args:
             losses: this rank's part.
             num_images: images of the micro-batch on all ranks, N.
-            step: number of the step, which ``first_bad`` reports.
+            step: number of the step, which ``first_bad`` reports; on a device, where a CUDA graph
+                is to see it change, () float64.
         """
         named = {"total": losses.total, **losses.terms}
         if not self._names:
             self._names = tuple(named)
             self._sums = torch.zeros(len(named), dtype=torch.float64, device=self._device)
             self._first_bad = torch.full_like(self._sums, math.inf)
+            self._num_images = torch.zeros((), dtype=torch.float64, device=self._device)
         if tuple(named) != self._names:
             raise ValueError(f"the terms changed from {self._names} to {tuple(named)}")
         values = torch.stack([value.detach().double() for value in named.values()])  # (terms,)
         self._sums += values * num_images
         bad_step = torch.full_like(values, math.inf).masked_fill(~values.isfinite(), step)
-        self._first_bad = torch.minimum(self._first_bad, bad_step)
+        # In place, all of it: a CUDA graph adds to the memory that it was captured with.
+        torch.minimum(self._first_bad, bad_step, out=self._first_bad)
         self._num_images += num_images
 
     def result(self, group: dist.ProcessGroup | None = None) -> EpochMeans:
@@ -115,7 +117,7 @@ def train_step(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     meter: Meter,
-    step: int,
+    step: int | Tensor,
     scaler: torch.amp.GradScaler | None = None,
     precision: torch.dtype | None = None,
     rank: int = 0,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from dcd_core import MicroBatch, normalize, shares
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
-from orchestrator.teaching import Teaching
+from orchestrator.teaching import Answers, Teaching
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Recipe:
     lr_factor: Callable[[float], float]
     """Epochs done (with fractions) -> factor on each group's learning rate."""
     student_pixels: PixelStatistics
+    cuda_graphs: bool = False
+    """Whether steps run as CUDA graphs, for one rank on a GPU that needs no scaler."""
     views: int | None = None
     """After so many epochs, images are augmented again as they were in the first."""
 
@@ -48,50 +51,86 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def micro_batches(
+class Selection(NamedTuple):
+    """What a step takes of a micro-batch: this rank's rows, as they are kept."""
+
+    images: Tensor  # (n, C, H, W) uint8
+    labels: Tensor  # (n,) int64
+    indices: Tensor  # (n,) int64, in the source
+    answers: Answers | None
+    """The teacher's, where they are at hand."""
+    counts: Sequence[int]
+    """Rows on each rank."""
+
+
+class Needs(NamedTuple):
+    """What a step asks of the teacher."""
+
+    takes_features: bool
+    """Whether the distiller has heads, which do not run without features."""
+    features: bool
+    """Whether the loss depends on them."""
+    logits: bool
+    """Whether the loss depends on the teacher's logits."""
+
+
+def select(
     batch: Tensor,
     teaching: Teaching | None,
     *,
-    epoch: int,
     place: int,
     training: Images,
     recipe: Recipe,
     ranks: Ranks,
-    takes_features: bool,
-    needs_features: bool,
-    needs_logits: bool,
-) -> Iterator[MicroBatch]:
-    """This rank's part of each micro-batch of one optimizer step.
+    needs: Needs,
+) -> list[Selection]:
+    """This rank's rows of each micro-batch of one optimizer step, on the device.
 
     Args:
         batch: positions in the split, over all ranks, (B,).
         teaching: where the teacher's answers come from.
         place: of the batch's first image in the order of the epoch.
-        takes_features: whether the distiller has heads, which do not run without features.
-        needs_features: whether the loss depends on them.
-        needs_logits: whether it depends on the teacher's logits.
     """
+    found = []
     for micro in batch.split(recipe.batch_size // recipe.accumulate):
         counts = shares(len(micro), ranks.size)
         first = sum(counts[: ranks.rank])
         own = micro[first : first + counts[ranks.rank]]  # (n,)
-        indices = to_device(training.indices[own], ranks.device)
-        images = to_device(training.images[own], ranks.device)
-        images = recipe.augment(images, indices, recipe.view(epoch))  # (n, C, H, W) uint8
-        logits = features = None
-        if teaching is not None:
-            if needs_logits or needs_features:
-                logits, features = teaching.answers(images, own, place=place)
-            elif takes_features:  # any will do, and these cost no pass of the teacher
-                features = torch.zeros(len(images), teaching.feature_dim, device=ranks.device)
+        answers = None
+        if teaching is not None and (needs.logits or needs.features):
+            answers = teaching.recall(own, place=place)
         place += len(micro)
-        pixels = recipe.student_pixels
-        yield MicroBatch(
-            images=normalize(images, mean=pixels.mean, std=pixels.std).contiguous(
-                memory_format=recipe.memory_format
-            ),
-            labels=to_device(training.labels[own], ranks.device),
-            teacher_logits=logits if needs_logits else None,
-            teacher_features=features if takes_features else None,
-            counts=counts,
-        )
+        rows = (to_device(part[own], ranks.device) for part in training)
+        found.append(Selection(*rows, answers=answers, counts=counts))
+    return found
+
+
+def prepare(
+    selection: Selection, teaching: Teaching | None, *, view: int, recipe: Recipe, needs: Needs
+) -> MicroBatch:
+    """Augment a selection's images and have the teacher answer.
+
+    Nothing here depends on anything but the selection's tensors that changes within an epoch.
+
+    Args:
+        selection: of one micro-batch.
+        teaching: where the answers come from that are not at hand.
+        view: which augmentation.
+    """
+    images = recipe.augment(selection.images, selection.indices, view)  # (n, C, H, W) uint8
+    logits = features = None
+    if teaching is not None:
+        if needs.logits or needs.features:
+            logits, features = selection.answers or teaching.run(images)
+        elif needs.takes_features:  # any will do, and these cost no pass of the teacher
+            features = torch.zeros(len(images), teaching.feature_dim, device=images.device)
+    pixels = recipe.student_pixels
+    return MicroBatch(
+        images=normalize(images, mean=pixels.mean, std=pixels.std).contiguous(
+            memory_format=recipe.memory_format
+        ),
+        labels=selection.labels,
+        teacher_logits=logits if needs.logits else None,
+        teacher_features=features if needs.takes_features else None,
+        counts=selection.counts,
+    )

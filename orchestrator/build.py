@@ -95,7 +95,9 @@ def build_optimizer(distiller: Distiller, spec: OptimizerSpec) -> torch.optim.Op
         lr=spec.lr, weight_decay=spec.weight_decay, scalar_lr_ratio=spec.scalar_lr_ratio
     )
     if spec.name == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999), fused=fused)
+        return torch.optim.AdamW(
+            groups, lr=spec.lr, betas=(spec.momentum, 0.999), fused=fused, capturable=fused
+        )
     return torch.optim.SGD(
         groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused
     )
@@ -107,6 +109,7 @@ def build_recipe(
     *,
     precision: torch.dtype,
     channels_last: bool,
+    cuda_graphs: bool = False,
 ) -> Recipe:
     data, train, schedule = experiment.data, experiment.train, experiment.schedule
 
@@ -134,6 +137,7 @@ def build_recipe(
         augment=augment,
         lr_factor=lambda epoch: lr_factor(schedule, epoch=epoch, epochs=train.epochs),
         student_pixels=pixels,
+        cuda_graphs=cuda_graphs,
         views=num_views(experiment),
     )
 

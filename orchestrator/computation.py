@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from orchestrator.errors import UserError
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 
@@ -36,6 +37,8 @@ class Computation(NamedTuple):
     """Precision of the teacher."""
     compiled: bool
     """Whether the networks are compiled."""
+    cuda_graphs: bool = False
+    """Whether steps are launched as CUDA graphs."""
 
 
 def choose_computation(
@@ -46,6 +49,7 @@ def choose_computation(
     teacher: nn.Module | None,
     example: Tensor,
     num_images: int,
+    num_ranks: int = 1,
 ) -> Computation:
     """What the spec asks for on a device.
 
@@ -56,6 +60,10 @@ def choose_computation(
         teacher: the frozen one, there.
         example: images as the student gets them, (B, C, H, W) on the CPU.
         num_images: of an epoch.
+        num_ranks: that train together.
+
+    Raises:
+        UserError: CUDA graphs are asked for where they cannot be.
     """
     wanted = experiment.train.precision
     if wanted == "auto":
@@ -74,6 +82,7 @@ def choose_computation(
         student=_PRECISIONS[wanted],
         teacher=_PRECISIONS[wanted if own == "auto" else own],
         compiled=compiled,
+        cuda_graphs=uses_graphs(experiment, wanted, device, num_ranks=num_ranks),
     )
 
 
@@ -102,6 +111,7 @@ def describe_computation(run: Folder) -> str | None:
         return None
     text = f"{values['student']} on {values['device']}"
     text += ", compiled" if values["compiled"] else ", not compiled"
+    text += ", in CUDA graphs" if values.get("cuda_graphs") else ""
     agreement = values["teacher_agreement"]
     if agreement is not None:
         text += (
@@ -124,6 +134,32 @@ def has_fast_bf16(device: torch.device) -> bool:
     # Other CPUs convert to fp32 and back.
     own = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return device.type == "cpu" and bool(own)
+
+
+def uses_graphs(
+    experiment: Experiment, precision: str, device: torch.device, *, num_ranks: int
+) -> bool:
+    """Whether steps are launched as CUDA graphs.
+
+    Raises:
+        UserError: that is asked for where it cannot be.
+    """
+    asked = experiment.train.cuda_graphs
+    obstacle = None
+    if device.type != "cuda":
+        obstacle = f"computes on {device.type}"
+    elif num_ranks > 1:
+        obstacle = f"has {num_ranks} workers"
+    elif precision == "fp16":
+        obstacle = "computes in fp16, whose scale changes from step to step"
+    if asked is True and obstacle is not None:
+        raise UserError(
+            f"train.cuda_graphs is true, but this run {obstacle}: one worker with a GPU can use "
+            "them, in bf16 or fp32; auto uses them where they can be"
+        )
+    source = experiment.student.source
+    known = ":" not in source or source.startswith("torchvision:")
+    return obstacle is None and (known if asked == "auto" else asked)
 
 
 @torch.no_grad()

@@ -6,12 +6,12 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dcd_core import (
     Distiller,
@@ -22,11 +22,12 @@ from dcd_core import (
     train_step,
 )
 from orchestrator.across_ranks import newest_checkpoint, share_buffers, train_across_ranks
-from orchestrator.batches import Recipe, micro_batches
+from orchestrator.batches import Needs, Recipe, Selection, prepare, select
 from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
 from orchestrator.errors import Diverged
 from orchestrator.evaluation import Images, Scores, evaluate, score_metrics
 from orchestrator.reporter import Ranks, Reporter
+from orchestrator.step_graphs import StepGraphs
 from orchestrator.teaching import Teaching
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def train(
     reporter.report(dict(enumerate(done.history, start=1)) if done else {})
 
     module = train_across_ranks(distiller, training.images[:2], ranks=ranks)
+    graphs = StepGraphs(optimizer, ranks.device) if recipe.cuda_graphs else None
     for group in optimizer.param_groups:
         group.setdefault("peak_lr", group["lr"])  # a resumed optimizer brings it
 
@@ -90,6 +92,7 @@ def train(
                 objective=loss,
                 optimizer=optimizer,
                 scaler=scaler,
+                graphs=graphs,
                 training=training,
                 recipe=recipe,
                 ranks=ranks,
@@ -170,6 +173,7 @@ def _train_epoch(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
+    graphs: StepGraphs | None,
     training: Images,
     recipe: Recipe,
     ranks: Ranks,
@@ -177,28 +181,22 @@ def _train_epoch(
     distiller.train()
     if teaching is not None:
         teaching.begin(epoch)
+    if graphs is not None:
+        graphs.begin()
     meter = Meter(device=ranks.device)
-    order = sample_order(recipe.data_seed, epoch, training.indices)  # (M,)
-    steps = order.split(recipe.batch_size)
-    for step, batch in enumerate(steps):
-        factor = recipe.lr_factor(epoch - 1 + step / len(steps))
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        batches = micro_batches(
-            batch,
-            teaching,
-            epoch=epoch,
-            place=step * recipe.batch_size,
-            training=training,
-            recipe=recipe,
-            ranks=ranks,
-            takes_features=distiller.teacher_head is not None,
-            needs_features=objective.uses_features,
-            needs_logits=objective.uses_teacher_logits,
-        )
+    needs = Needs(
+        takes_features=distiller.teacher_head is not None,
+        features=objective.uses_features,
+        logits=objective.uses_teacher_logits,
+    )
+
+    def act(selections: Sequence[Selection], step: int | Tensor) -> None:
         train_step(
             module,
-            list(batches),
+            [
+                prepare(part, teaching, view=recipe.view(epoch), recipe=recipe, needs=needs)
+                for part in selections
+            ],
             objective=objective,
             optimizer=optimizer,
             scaler=scaler,
@@ -208,6 +206,26 @@ def _train_epoch(
             rank=ranks.rank,
             max_norm=recipe.max_grad_norm,
         )
+
+    order = sample_order(recipe.data_seed, epoch, training.indices)  # (M,)
+    steps = order.split(recipe.batch_size)
+    for step, batch in enumerate(steps):
+        factor = recipe.lr_factor(epoch - 1 + step / len(steps))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        selections = select(
+            batch,
+            teaching,
+            place=step * recipe.batch_size,
+            training=training,
+            recipe=recipe,
+            ranks=ranks,
+            needs=needs,
+        )
+        if graphs is None:
+            act(selections, step)
+        else:
+            graphs.run(selections, step, act)
     return meter
 
 

@@ -33,14 +33,17 @@ class Teaching(Protocol):
         """An epoch begins."""
         ...
 
-    def answers(self, images: Tensor, positions: Tensor, *, place: int) -> Answers:
-        """The answers to some images of the epoch.
+    def recall(self, positions: Tensor, *, place: int) -> Answers | None:
+        """The answers to some images of the epoch, where they are at hand; else the teacher runs.
 
         Args:
-            images: augmented, (n, C, H, W) uint8 on the device; n may be 0.
-            positions: of the images in the training split, (n,).
+            positions: of the images in the training split, (n,); n may be 0.
             place: of the micro-batch's first image in the order of the epoch.
         """
+        ...
+
+    def run(self, images: Tensor) -> Answers:
+        """The teacher's answers to images, augmented, (n, C, H, W) uint8; n may be 0."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -70,16 +73,15 @@ class LiveTeaching:
     def begin(self, epoch: int) -> None:
         """Nothing depends on it."""
 
-    def answers(self, images: Tensor, positions: Tensor, *, place: int) -> Answers:
-        """Run the teacher."""
-        return self.run(images)
+    def recall(self, positions: Tensor, *, place: int) -> None:
+        """Nothing is known before."""
 
     def metrics(self) -> dict[str, float]:
         """Nothing to tell."""
         return {}
 
     def run(self, images: Tensor) -> Answers:
-        """The answers to images (n, C, H, W) uint8."""
+        """Run the teacher."""
         inputs = normalize(images, mean=self._pixels.mean, std=self._pixels.std)
         if len(images) == 0:  # many networks cannot run on no image: run one and take no row of it
             inputs = torch.zeros(1, *inputs.shape[1:], device=inputs.device)

@@ -132,7 +132,11 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     checkpoints = Checkpoints(work.run / "checkpoints", keep=experiment.storage.keep)
     training = Images.of(dataset.train).resident(ranks.device)
     recipe = build_recipe(
-        experiment, pixels, precision=computation.student, channels_last=channels_last
+        experiment,
+        pixels,
+        precision=computation.student,
+        channels_last=channels_last,
+        cuda_graphs=computation.cuda_graphs,
     )
     last = loop.train(
         distiller,
@@ -191,6 +195,7 @@ def _computation(
         teacher=teacher,
         example=example_images(shared.dataset, pixels),
         num_images=len(shared.dataset.train.labels) // ranks.size,
+        num_ranks=ranks.size,
     )
 
 

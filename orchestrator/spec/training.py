@@ -64,6 +64,10 @@ class TrainSpec(Section):
     compile: bool | Literal["auto"] = "auto"
     """Compile the student and the teacher with torch.compile. `auto` does so where the run is long
     enough to gain more than that costs, and a compiler is there."""
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Launch each step as one CUDA graph, for one worker with a GPU, not in fp16. `auto` does so
+    for built-in students and torchvision's: one whose Python code takes another way from step to
+    step would repeat the way of its epoch's first steps."""
 
     @property
     def micro_batch_size(self) -> int:

@@ -109,16 +109,20 @@ class CachedTeaching:
         self._opened.clear()
         self._ready.clear()
 
-    def answers(self, images: Tensor, positions: Tensor, *, place: int) -> Answers:
-        """Read the rows, or run the teacher where that cannot be."""
-        self._num_answered += len(images)
+    def recall(self, positions: Tensor, *, place: int) -> Answers | None:
+        """Read the rows; None where that cannot be."""
+        self._num_answered += len(positions)
         chunks = [place // self._chunk_size] if self._in_order else range(len(self._chunks))
         ready = self._ensure(chunks)
         if not ready and not self._in_order:
             ready = bool(self._known[positions.cpu()].all())
-        if ready and len(images):
+        if ready and len(positions):
             return self._table.take(positions)
-        self._num_computed += len(images)
+        self._num_computed += len(positions)
+        return None
+
+    def run(self, images: Tensor) -> Answers:
+        """Run the teacher."""
         return self._live.run(images)
 
     def metrics(self) -> dict[str, float]:

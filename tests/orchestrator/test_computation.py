@@ -18,8 +18,10 @@ from orchestrator.computation import (
     choose_computation,
     computation_tags,
     describe_computation,
+    uses_graphs,
     write_computation,
 )
+from orchestrator.errors import UserError
 from orchestrator.experiment_file import build_experiment
 from orchestrator.storage import Folder
 
@@ -94,6 +96,38 @@ def test_auto_does_not_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("wanted", [True, False])
 def test_what_is_asked_for_is_done(wanted: bool) -> None:
     assert choose({"train.compile": wanted}).compiled is wanted
+
+
+def test_cuda_graphs_need_a_gpu() -> None:
+    assert not choose({"train.cuda_graphs": "auto"}).cuda_graphs
+    assert not choose({"train.cuda_graphs": False}).cuda_graphs
+    with pytest.raises(UserError, match="train.cuda_graphs is true, but this run computes on cpu"):
+        choose({"train.cuda_graphs": True})
+
+
+@pytest.mark.parametrize(
+    ("updates", "expected"),
+    [
+        ({"student.source": "resnet8"}, True),
+        ({"student.source": "torchvision:resnet18"}, True),
+        ({}, False),  # a network of the user's own
+        ({"train.cuda_graphs": True}, True),
+        ({"student.source": "resnet8", "train.cuda_graphs": False}, False),
+        ({"student.source": "resnet8", "train.precision": "fp16"}, False),
+    ],
+)
+def test_auto_takes_cuda_graphs_for_networks_that_are_known(
+    updates: dict[str, Any], expected: bool
+) -> None:
+    experiment = build_experiment(tiny_experiment.tiny_values("teacher.pt", updates), where="test")
+    precision = experiment.train.precision
+    for ranks in (1, 2):
+        if ranks == 2 and updates.get("train.cuda_graphs"):
+            with pytest.raises(UserError, match="has 2 workers"):
+                uses_graphs(experiment, precision, torch.device("cuda"), num_ranks=ranks)
+        else:
+            found = uses_graphs(experiment, precision, torch.device("cuda"), num_ranks=ranks)
+            assert found is (expected and ranks == 1)
 
 
 def test_the_run_tells_how_it_was_computed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from dcd_core import (
     sample_order,
 )
 from dcd_core.augment import _per_channel
-from orchestrator.batches import Recipe, micro_batches
+from orchestrator.batches import Needs, Recipe, prepare, select
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
 from orchestrator.teacher_cache.rows import Rows
@@ -106,20 +106,20 @@ def test_images_teacher_student_and_losses_stay_on_the_device(
         negatives=negatives,  # type: ignore[arg-type]
     )
     meter = Meter(device=GPU)
+    teaching = LiveTeaching(teacher, pixels=PIXELS)
+    needs = Needs(takes_features=True, features=True, logits=True)
     for step, batch in enumerate(sample_order(0, 1, images.indices).split(16)):
-        micro = micro_batches(
+        selections = select(
             batch,
-            LiveTeaching(teacher, pixels=PIXELS),
-            epoch=1,
+            teaching,
             place=16 * step,
             training=images,
             recipe=recipe(),
             ranks=Ranks(device=GPU),
-            takes_features=True,
-            needs_features=True,
-            needs_logits=True,
+            needs=needs,
         )
-        for part in micro:
+        for selection in selections:
+            part = prepare(selection, teaching, view=1, recipe=recipe(), needs=needs)
             output = distiller(part.images, part.teacher_features)
             losses = objective(output, labels=part.labels, teacher_logits=part.teacher_logits)
             assert losses.total.device.type == "cuda"

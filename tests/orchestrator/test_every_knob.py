@@ -232,6 +232,7 @@ ELSEWHERE = {
     "teacher_cache.path": "test_the_place_is_beside_the_runs_unless_it_is_given",
     "teacher_cache.max_gib": "test_a_cache_that_is_full_stays_within_its_budget",
     "train.compile": "test_compile_reaches_both_networks",
+    "train.cuda_graphs": "test_cuda_graphs_need_a_gpu",
     "scaling.workers": "test_workers_and_their_resources_are_what_the_machine_is_asked_for",
     "scaling.cpus_per_worker": "test_workers_and_their_resources_are_what_the_machine_is_asked_for",
     "scaling.gpus_per_worker": "test_workers_and_their_resources_are_what_the_machine_is_asked_for",

@@ -18,7 +18,7 @@ from pyarrow.fs import FileSystem
 from torch import Tensor
 
 from dcd_core import FeatureModel, FrozenTeacher, crop_flip, sample_order
-from orchestrator.batches import Recipe, micro_batches
+from orchestrator.batches import Needs, Recipe, prepare, select
 from orchestrator.errors import UserError
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.places import CachePlace
@@ -114,21 +114,20 @@ def epoch_of(
     how = how or recipe()
     training = images()
     teaching.begin(epoch)
+    needs = Needs(takes_features=True, features=True, logits=True)
     logits, features = [], []
     order = sample_order(how.data_seed, epoch, training.indices)
     for step, batch in enumerate(order.split(how.batch_size)):
-        for micro in micro_batches(
+        for selection in select(
             batch,
             teaching,
-            epoch=epoch,
             place=step * how.batch_size,
             training=training,
             recipe=how,
             ranks=ranks or Ranks(),
-            takes_features=True,
-            needs_features=True,
-            needs_logits=True,
+            needs=needs,
         ):
+            micro = prepare(selection, teaching, view=how.view(epoch), recipe=how, needs=needs)
             assert micro.teacher_logits is not None and micro.teacher_features is not None
             logits.append(micro.teacher_logits)
             features.append(micro.teacher_features)
