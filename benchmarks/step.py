@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -275,6 +276,11 @@ def variants(args: argparse.Namespace, device: torch.device, folder: Path) -> li
     for cache, (name, precision), compiled, graphed in itertools.product(
         (None, folder), precisions, (False, True), (False, True) if on_gpu else (False,)
     ):
+        name += ", compiled" if compiled else ""
+        name += ", CUDA graphs" if graphed else ""
+        name += ", teacher cached" if cache is not None else ""
+        if not re.search(args.only, name):
+            continue
         train = ours(
             images,
             networks(args.teacher, args.student),
@@ -285,9 +291,7 @@ def variants(args: argparse.Namespace, device: torch.device, folder: Path) -> li
             device=device,
             cache=cache,
         )
-        name += ", compiled" if compiled else ""
-        name += ", CUDA graphs" if graphed else ""
-        found.append(Variant(f"{name}, teacher cached" if cache is not None else name, train))
+        found.append(Variant(name, train))
     return found
 
 
@@ -299,6 +303,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="of each turn")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--only", default="", help="pattern of the variants' names")
     parser.add_argument("--json", help="where to write the numbers")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

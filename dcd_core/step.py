@@ -78,7 +78,9 @@ class Meter:
             raise ValueError(f"the terms changed from {self._names} to {tuple(named)}")
         values = torch.stack([value.detach().double() for value in named.values()])  # (terms,)
         self._sums += values * num_images
-        bad_step = torch.full_like(values, math.inf).masked_fill(~values.isfinite(), step)
+        never = torch.full_like(values, math.inf)
+        # Not masked_fill, which waits for a tensor's value.
+        bad_step = torch.where(values.isfinite(), never, step)
         # In place, all of it: a CUDA graph adds to the memory that it was captured with.
         torch.minimum(self._first_bad, bad_step, out=self._first_bad)
         self._num_images += num_images

@@ -95,9 +95,7 @@ def build_optimizer(distiller: Distiller, spec: OptimizerSpec) -> torch.optim.Op
         lr=spec.lr, weight_decay=spec.weight_decay, scalar_lr_ratio=spec.scalar_lr_ratio
     )
     if spec.name == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=spec.lr, betas=(spec.momentum, 0.999), fused=fused, capturable=fused
-        )
+        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999), fused=fused)
     return torch.optim.SGD(
         groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused
     )

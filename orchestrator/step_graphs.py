@@ -84,7 +84,7 @@ class StepGraphs:
                 logger.warning(
                     "the steps are not run as CUDA graphs (train.cuda_graphs), which this network "
                     "does not allow: %s",
-                    str(error).strip().splitlines()[0],
+                    str(_first(error)).strip().splitlines()[0],
                 )
                 act(selections, step)
                 return
@@ -103,16 +103,17 @@ class StepGraphs:
         self._optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         groups = self._optimizer.param_groups
-        rates = [group["lr"] for group in groups]
+        before = [dict(group) for group in groups]
         for group, rate in zip(groups, self._rates, strict=True):
-            group["lr"] = rate
+            # AdamW warns of a capturable one that is run as it is, as it is in an epoch's first step.
+            group.update({"lr": rate} | ({"capturable": True} if "capturable" in group else {}))
         try:
             # Other threads, of a tracker or of Ray, may use CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 act(own, step)
         finally:
-            for group, lr in zip(groups, rates, strict=True):
-                group["lr"] = lr
+            for group, values in zip(groups, before, strict=True):
+                group.update(values)
         return _Graph(graph, _tensors(own), step)
 
     def _set_rates(self) -> None:
@@ -121,6 +122,13 @@ class StepGraphs:
             for rate, value in zip(self._rates, now, strict=True):
                 rate.fill_(value)
             self._rates_now = now
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first; the capture that it broke fails once more when it ends."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _tensors(selections: Sequence[Selection]) -> list[Tensor]:

@@ -101,7 +101,7 @@ def test_what_is_asked_for_is_done(wanted: bool) -> None:
 def test_cuda_graphs_need_a_gpu() -> None:
     assert not choose({"train.cuda_graphs": "auto"}).cuda_graphs
     assert not choose({"train.cuda_graphs": False}).cuda_graphs
-    with pytest.raises(UserError, match="train.cuda_graphs is true, but this run computes on cpu"):
+    with pytest.raises(UserError, match="true, but this run computes on cpu"):
         choose({"train.cuda_graphs": True})
 
 
