@@ -47,7 +47,6 @@ class StepGraphs:
         self._device = device
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._rates_now: list[float] = []
-        self._pool: Any = None
         self._done: Counter[tuple[Any, ...]] = Counter()
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
         self._first_of_epoch = True
@@ -98,18 +97,16 @@ class StepGraphs:
     def _capture(self, selections: Sequence[Selection], act: Act) -> _Graph:
         own = [_copied(selection) for selection in selections]
         step = torch.zeros((), dtype=torch.float64, device=self._device)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         self._optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
         groups = self._optimizer.param_groups
         before = [dict(group) for group in groups]
         for group, rate in zip(groups, self._rates, strict=True):
-            # AdamW warns of a capturable one that is run as it is, as it is in an epoch's first step.
+            # Only now: AdamW warns of a capturable one whose step is run as it is.
             group.update({"lr": rate} | ({"capturable": True} if "capturable" in group else {}))
         try:
             # Other threads, of a tracker or of Ray, may use CUDA meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 act(own, step)
         finally:
             for group, values in zip(groups, before, strict=True):
