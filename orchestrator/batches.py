@@ -100,8 +100,8 @@ def select(
         if teaching is not None and (needs.logits or needs.features):
             answers = teaching.recall(own, place=place)
         place += len(micro)
-        rows = (to_device(part[own], ranks.device) for part in training)
-        found.append(Selection(*rows, answers=answers, counts=counts))
+        images, labels, indices = (to_device(part[own], ranks.device) for part in training)
+        found.append(Selection(images, labels, indices, answers, counts))
     return found
 
 
