@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from dcd_core import FeatureModel
@@ -56,3 +61,21 @@ def test_with_a_crop_size_only_the_centre_counts() -> None:
     centre = evaluate(classifier(4), images, pixels=PIXELS, ranks=Ranks(), crop_size=14)
 
     assert (whole.top1, centre.top1) == (0.0, 100.0)
+
+
+def _score_as_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    images = split([0, 0, 10, 10, 20, 30, 0], [0, 0, 0, 1, 1, 3, 3])
+    ranks = Ranks(rank=rank, size=2)
+    scores = evaluate(classifier(4), images, pixels=PIXELS, ranks=ranks, crop_size=None)
+    Path(folder, f"{rank}.json").write_text(json.dumps(scores.class_top1))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_every_rank_has_the_accuracies_of_the_whole_split(tmp_path: Path) -> None:
+    mp.spawn(_score_as_rank, args=(str(tmp_path),), nprocs=2)
+
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found == pytest.approx([200 / 3, 50.0, None, 50.0])
