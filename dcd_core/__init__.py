@@ -5,8 +5,15 @@ Losses, models, augmentation and one training step, for use in any training loop
 
 from __future__ import annotations
 
-from dcd_core.augment import crop_flip, mix, normalize, sample_order
+from dcd_core.augment import (
+    center_crop,
+    crop_flip,
+    normalize,
+    random_resized_crop,
+    sample_order,
+)
 from dcd_core.batch_norm import synchronise_batch_norm
+from dcd_core.counter_hash import mix
 from dcd_core.distiller import Distiller, DistillerOutput
 from dcd_core.distributed import gather_rows, shares
 from dcd_core.features import FeatureModel, ModelOutput, find_classifier
@@ -39,6 +46,7 @@ __all__ = [
     "ModelOutput",
     "Objective",
     "build_model",
+    "center_crop",
     "consistency",
     "crop_flip",
     "cross_entropy",
@@ -50,6 +58,7 @@ __all__ = [
     "kd_divergence",
     "mix",
     "normalize",
+    "random_resized_crop",
     "same_class_mask",
     "sample_order",
     "shares",

@@ -1,7 +1,6 @@
 """Order and augmentation as pure functions of (seed, epoch, image), equal on every device.
 
-Random numbers come from a hash of a counter, not from a generator with a state: the draw for an
-image does not depend on the batch, the worker or the restart that it is made in.
+The draw for an image does not depend on the batch, the worker or the restart that it is made in.
 
 Shape letters: B images, C channels, H x W pixels, M images in all.
 """
@@ -9,39 +8,22 @@ Shape letters: B images, C channels, H x W pixels, M images in all.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_ORDER, _TOP, _LEFT, _FLIP = range(4)
+from dcd_core.counter_hash import mix
+from dcd_core.resample import line_filter, resample
+
+_ORDER, _TOP, _LEFT, _FLIP, _AREA, _ASPECT = range(6)
 """Streams of ``mix`` used here."""
 
-_MASK = (1 << 64) - 1
-# SplitMix64: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-_GOLDEN = 0x9E3779B97F4A7C15
-_FIRST = 0xBF58476D1CE4E5B9
-_SECOND = 0x94D049BB133111EB
-
-
-def mix(seed: int, epoch: int, indices: Tensor, stream: int) -> Tensor:
-    """Hash (seed, epoch, index, stream) to uniform integers, with SplitMix64.
-
-    Args:
-        seed: any integer of 64 bits.
-        epoch: any integer of 64 bits.
-        indices: (B,) int64.
-        stream: tells independent uses apart.
-
-    Returns:
-        (B,) int64 in [0, 2^63).
-    """
-    key = 0
-    for part in (seed, epoch, stream):
-        key = _finalise_int((key + part + 1) * _GOLDEN & _MASK)
-    hashed = _finalise(indices.to(torch.int64) * _signed(_GOLDEN) + _signed(key))
-    return hashed & ((1 << 63) - 1)
+_ATTEMPTS = 10
+"""To find a random part of an image that lies inside it, as in torchvision."""
 
 
 def sample_order(seed: int, epoch: int, indices: Tensor) -> Tensor:
@@ -80,14 +62,128 @@ def crop_flip(
     y = torch.arange(height, device=images.device)
     x = torch.arange(width, device=images.device).expand(len(indices), -1)  # (B, W)
     if flip:
-        # The highest bit, as good as any.
-        mirrored = mix(seed, epoch, indices, _FLIP) >> 62 == 1  # (B,)
+        mirrored = _mirrored(seed, epoch, indices)  # (B,)
         x = torch.where(mirrored[:, None], width - 1 - x, x)
     rows = (top[:, None] + y)[:, :, None]  # (B, H, 1)
     columns = (left[:, None] + x)[:, None, :]  # (B, 1, W)
     pixels = (rows * (width + 2 * padding) + columns).flatten(1)  # (B, H * W)
     padded = F.pad(images, (padding,) * 4).flatten(2)  # (B, C, pixels)
     return padded.gather(2, pixels[:, None].expand(-1, images.shape[1], -1)).view(images.shape)
+
+
+def random_resized_crop(
+    images: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    indices: Tensor,
+    size: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: bool = True,
+) -> Tensor:
+    """Cut out a random part of each image, resize it to a square, and mirror half of the images.
+
+    The ImageNet augmentation: what torchvision's RandomResizedCrop and RandomHorizontalFlip do.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        seed: decides, with ``epoch`` and the index, what happens to an image.
+        epoch: number of the epoch.
+        indices: each image's index in its source, (B,) int64.
+        size: side of the result in pixels, S.
+        area: least and largest share of the image's area, drawn uniformly.
+        aspect: least and largest width / height, drawn log-uniformly.
+        flip: whether to mirror at all.
+
+    Returns:
+        (B, C, S, S) uint8.
+    """
+    height, width = images.shape[2:]
+    box = random_boxes(
+        height, width, seed=seed, epoch=epoch, indices=indices, area=area, aspect=aspect
+    )
+    rows = line_filter(box.top, box.height, size=size, longest=height)
+    columns = line_filter(box.left, box.width, size=size, longest=width)
+    if flip:
+        columns = columns.mirrored(_mirrored(seed, epoch, indices))
+    return resample(images, rows=rows, columns=columns)
+
+
+class Boxes(NamedTuple):
+    """Parts of images, in pixels; (B,) int64 each."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+
+
+def random_boxes(
+    height: int,
+    width: int,
+    *,
+    seed: int,
+    epoch: int,
+    indices: Tensor,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Boxes:
+    """The parts that `random_resized_crop` cuts out of images H x W; arguments as there.
+
+    The first of ten drawn sizes that fits into the image is taken. Where none does, it is the
+    largest part of an allowed aspect, from the centre.
+    """
+    counters = indices[:, None] * _ATTEMPTS + torch.arange(_ATTEMPTS, device=indices.device)
+    share = _uniform(seed, epoch, counters, _AREA, *area)  # (B, attempts)
+    # The last bit of exp may differ between devices; a rounded side hardly ever sees it.
+    ratio = _uniform(seed, epoch, counters, _ASPECT, *map(math.log, aspect)).exp()
+    widths = (height * width * share * ratio).sqrt().round().long()  # (B, attempts)
+    heights = (height * width * share / ratio).sqrt().round().long()
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = fits.int().argmax(1, keepdim=True)  # (B, 1)
+    found = fits.any(1)  # (B,)
+
+    fallback_width = min(width, round(height * aspect[1]))
+    fallback_height = min(height, round(width / aspect[0]))
+    box_width = torch.where(found, widths.gather(1, first)[:, 0], fallback_width)
+    box_height = torch.where(found, heights.gather(1, first)[:, 0], fallback_height)
+    top = mix(seed, epoch, indices, _TOP) % (height - box_height + 1)
+    left = mix(seed, epoch, indices, _LEFT) % (width - box_width + 1)
+    return Boxes(
+        torch.where(found, top, (height - fallback_height) // 2),
+        torch.where(found, left, (width - fallback_width) // 2),
+        box_height,
+        box_width,
+    )
+
+
+def center_crop(images: Tensor, *, size: int) -> Tensor:
+    """Resize to a shorter side of 8/7 of ``size`` and cut a square of ``size`` from the centre.
+
+    How networks trained with `random_resized_crop` are evaluated: 256 and 224 on ImageNet.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        size: side of the result in pixels, S.
+
+    Returns:
+        (B, C, S, S) uint8.
+    """
+    height, width = images.shape[2:]
+    shorter = round(size * 256 / 224)
+    # The longer side as torchvision's Resize has it.
+    new_height = shorter if height <= width else int(shorter * height / width)
+    new_width = shorter if width <= height else int(shorter * width / height)
+    if (new_height, new_width) != (height, width):
+        start = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        images = resample(
+            images,
+            rows=line_filter(start, start + height, size=new_height, longest=height),
+            columns=line_filter(start, start + width, size=new_width, longest=width),
+        )
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    return images[:, :, top : top + size, left : left + size]
 
 
 def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -121,24 +217,13 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)  # (C, 1, 1)
 
 
-def _finalise(x: Tensor) -> Tensor:
-    """SplitMix64's output function on int64, whose products wrap like those of uint64."""
-    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
-    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
-    return x ^ _shift(x, 31)
+def _mirrored(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """(B,) whether each image is mirrored, by the highest bit, as good as any."""
+    return mix(seed, epoch, indices, _FLIP) >> 62 == 1
 
 
-def _finalise_int(x: int) -> int:
-    x = (x ^ x >> 30) * _FIRST & _MASK
-    x = (x ^ x >> 27) * _SECOND & _MASK
-    return x ^ x >> 31
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; that of int64 copies the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    """The int64 with the same bits as an unsigned integer."""
-    return x - (1 << 64) if x >> 63 else x
+def _uniform(
+    seed: int, epoch: int, counters: Tensor, stream: int, low: float, high: float
+) -> Tensor:
+    """Uniform float64 in [low, high), one for each counter, from the 53 highest bits of a hash."""
+    return low + (high - low) * ((mix(seed, epoch, counters, stream) >> 10).double() * 2.0**-53)

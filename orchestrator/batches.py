@@ -38,6 +38,8 @@ class Recipe:
     """Whether steps run as CUDA graphs, for one rank on a GPU that needs no scaler."""
     views: int | None = None
     """After so many epochs, images are augmented again as they were in the first."""
+    crop_size: int | None = None
+    """Side of the square from the centre that is evaluated; None for whole images."""
 
     def view(self, epoch: int) -> int:
         """Which augmentation of the images an epoch sees; both are counted from 1."""

@@ -16,10 +16,11 @@ from dcd_core import (
     default_init_bias,
     mix,
     normalize,
+    random_resized_crop,
 )
 from orchestrator.batches import Recipe
 from orchestrator.data import Dataset
-from orchestrator.evaluation import PixelStatistics
+from orchestrator.evaluation import PixelStatistics, as_evaluated
 from orchestrator.loop import HEADS_STREAM
 from orchestrator.schedule import lr_factor
 from orchestrator.spec import DataSpec, Experiment, Normalization, ObjectiveSpec, OptimizerSpec
@@ -114,6 +115,15 @@ def build_recipe(
     def augment(images: Tensor, indices: Tensor, view: int) -> Tensor:
         if data.augment == "none":
             return images
+        if data.augment == "imagenet":
+            return random_resized_crop(
+                images,
+                seed=data.seed,
+                epoch=view,
+                indices=indices,
+                size=data.crop_size,
+                flip=data.flip,
+            )
         return crop_flip(
             images,
             seed=data.seed,
@@ -137,6 +147,7 @@ def build_recipe(
         student_pixels=pixels,
         cuda_graphs=cuda_graphs,
         views=num_views(experiment),
+        crop_size=data.evaluation_crop,
     )
 
 
@@ -148,5 +159,5 @@ def num_views(experiment: Experiment) -> int | None:
 
 def example_images(dataset: Dataset, pixels: PixelStatistics) -> Tensor:
     """Two real images as a network gets them, float (2, C, H, W)."""
-    images = from_dlpack(dataset.train.images[:2])
+    images = as_evaluated(from_dlpack(dataset.train.images[:2]), dataset.crop_size)
     return normalize(images, mean=pixels.mean, std=pixels.std)

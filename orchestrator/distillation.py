@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.computation import computation_tags
+from orchestrator.data.balance import CLASS_TABLE
 from orchestrator.errors import Interrupted, UserError
 from orchestrator.inputs import Inputs, Teacher, fitted_teacher, read_inputs
 from orchestrator.journal import Journal
@@ -242,6 +243,7 @@ def _run(
             step=epochs,
             tags=computation_tags(folder),
             student=True,
+            artifacts=[CLASS_TABLE],
         )
     write_state(folder, "finished")
     if tracker is not None:

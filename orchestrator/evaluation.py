@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
-from dcd_core import FeatureModel, FrozenTeacher, normalize, shares
+from dcd_core import FeatureModel, FrozenTeacher, center_crop, normalize, shares
 from orchestrator.data import ImageSet
 from orchestrator.reporter import Ranks
 
@@ -57,17 +57,33 @@ class Scores(NamedTuple):
     """None with five classes or fewer."""
     loss: float
     """Mean cross entropy in nats."""
+    class_top1: tuple[float | None, ...]
+    """(K,) top-1 of the images of each class; None for a class without images."""
 
 
 @torch.no_grad()
 def evaluate(
-    model: FeatureModel, split: Images, *, pixels: PixelStatistics, ranks: Ranks
+    model: FeatureModel,
+    split: Images,
+    *,
+    pixels: PixelStatistics,
+    ranks: Ranks,
+    crop_size: int | None,
 ) -> Scores:
-    """Score a classifier in fp32 on a split that the ranks share; every rank gets the result."""
+    """Score a classifier in fp32 on a split that the ranks share; every rank gets the result.
+
+    Args:
+        model: the classifier.
+        split: K classes, as the classifier.
+        pixels: what it sees.
+        ranks: the processes that share the split.
+        crop_size: side of the square from the centre that it sees; None for whole images.
+    """
     was_training = model.training
     model.eval()
     num_classes = model.num_classes
     sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    by_class = torch.zeros(2, num_classes, dtype=torch.float64, device=ranks.device)  # hits, images
     own = slice(*_own_range(len(split.labels), ranks))
     for images, labels in zip(
         split.images[own].split(_EVAL_BATCH), split.labels[own].split(_EVAL_BATCH), strict=True
@@ -75,16 +91,25 @@ def evaluate(
         if len(labels) == 0:
             continue
         labels = labels.to(ranks.device, non_blocking=True)
-        inputs = normalize(images.to(ranks.device), mean=pixels.mean, std=pixels.std)
+        inputs = _inputs(images.to(ranks.device), pixels, crop_size)
         logits = model(inputs).logits.float()  # (B, K)
         top = logits.topk(min(5, num_classes), dim=1).indices == labels[:, None]  # (B, <=5)
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack([top[:, 0].sum(), top.sum(), loss.double()])
+        hits = torch.stack([top[:, 0].double(), torch.ones_like(labels, dtype=torch.float64)])
+        by_class.index_add_(1, labels, hits)
+    totals = torch.cat([sums, by_class.flatten()])
     if ranks.size > 1:
-        dist.all_reduce(sums)
+        dist.all_reduce(totals)
     model.train(was_training)
-    top1, top5, loss_sum = (sums / len(split.labels)).tolist()
-    return Scores(100 * top1, 100 * top5 if num_classes > 5 else None, loss_sum)
+    top1, top5, loss_sum = (totals[:3] / len(split.labels)).tolist()
+    hit, seen = totals[3:].view(2, num_classes).tolist()
+    return Scores(
+        100 * top1,
+        100 * top5 if num_classes > 5 else None,
+        loss_sum,
+        tuple(100 * h / n if n else None for h, n in zip(hit, seen, strict=True)),
+    )
 
 
 @torch.no_grad()
@@ -95,13 +120,14 @@ def agreement(
     *,
     pixels: PixelStatistics,
     ranks: Ranks,
+    crop_size: int | None,
 ) -> float:
     """Percentage of a split's images for which two classifiers in eval mode answer the same."""
     same = torch.zeros((), dtype=torch.int64, device=ranks.device)
     own = slice(*_own_range(len(split.labels), ranks))
     for images in split.images[own].split(_EVAL_BATCH):
         if len(images) > 0:
-            inputs = normalize(images.to(ranks.device), mean=pixels.mean, std=pixels.std)
+            inputs = _inputs(images.to(ranks.device), pixels, crop_size)
             answers, others = (network(inputs).logits.argmax(1) for network in (model, other))
             same += (answers == others).sum()
     if ranks.size > 1:
@@ -115,6 +141,15 @@ def score_metrics(prefix: str, scores: Scores) -> dict[str, float]:
     if scores.top5 is not None:
         metrics[f"{prefix}/top5"] = scores.top5
     return metrics
+
+
+def as_evaluated(images: Tensor, crop_size: int | None) -> Tensor:
+    """The part of images uint8 (B, C, H, W) that networks are evaluated on."""
+    return images if crop_size is None else center_crop(images, size=crop_size)
+
+
+def _inputs(images: Tensor, pixels: PixelStatistics, crop_size: int | None) -> Tensor:
+    return normalize(as_evaluated(images, crop_size), mean=pixels.mean, std=pixels.std)
 
 
 def _own_range(num_rows: int, ranks: Ranks) -> tuple[int, int]:

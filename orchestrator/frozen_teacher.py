@@ -69,10 +69,13 @@ def score_teacher(
         metrics = dict(known)
     else:
         validation = Images.of(dataset.val)
-        metrics = teacher_metrics("val", evaluate(teacher, validation, pixels=pixels, ranks=ranks))
+        crop = dataset.crop_size
+        scores = evaluate(teacher, validation, pixels=pixels, ranks=ranks, crop_size=crop)
+        metrics = teacher_metrics("val", scores)
         if frozen.precision != torch.float32:
-            same = agreement(teacher, frozen, validation, pixels=pixels, ranks=ranks)
-            metrics["teacher/val_agreement"] = same
+            metrics["teacher/val_agreement"] = agreement(
+                teacher, frozen, validation, pixels=pixels, ranks=ranks, crop_size=crop
+            )
     check_teacher(metrics["teacher/val_top1"], dataset, min_top1=min_top1)
     return metrics
 

@@ -1,4 +1,4 @@
-"""Networks that a function of the user's own builds."""
+"""Networks and images that a function of the user's own makes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,35 @@ def build_from_function(
         UserError: there is no such function, it does not take these arguments, it fails, or it
             returns something else than a module.
     """
+    network = call_function(source, args, offered=offered, doing="building it")
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"{source}: returned a {type(network).__name__}, where a torch.nn.Module is needed"
+        )
+    return network
+
+
+def call_function(
+    source: str, args: Mapping[str, Any], *, doing: str, offered: Mapping[str, int] | None = None
+) -> Any:
+    """Call ``module:function`` and return whatever it returns.
+
+    Args:
+        source: as in `build_from_function`, and so are `args` and `offered`.
+        args: keyword arguments.
+        doing: what the call does, for the message when it fails.
+        offered: further arguments.
+
+    Raises:
+        UserError: there is no such function, it does not take these arguments, or it fails.
+    """
     function = _find_function(source)
     signature = _signature(source, function)
     parameters = signature.parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     arguments = {
         name: value
-        for name, value in offered.items()
+        for name, value in (offered or {}).items()
         if name in parameters or (open_ended and name == "num_classes")
     } | dict(args)
     try:
@@ -51,20 +73,21 @@ def build_from_function(
             f"{source}: {error}; it takes ({', '.join(parameters)}) and was given "
             f"({', '.join(arguments)})"
         ) from error
-    network = call_builder(source, function, arguments)
-    if not isinstance(network, nn.Module):
-        raise UserError(
-            f"{source}: returned a {type(network).__name__}, where a torch.nn.Module is needed"
-        )
-    return network
+    return call_builder(source, function, arguments, doing=doing)
 
 
-def call_builder(source: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call what builds a network; whatever it raises becomes a UserError that names the source."""
+def call_builder(
+    source: str,
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *,
+    doing: str = "building it",
+) -> Any:
+    """Call what builds something; whatever it raises becomes a UserError that names the source."""
     try:
         return function(**arguments)
     except Exception as error:  # a function of the user's, or a download, can raise anything
-        raise UserError(f"{source}: building it fails: {cause(error)}") from error
+        raise UserError(f"{source}: {doing} fails: {cause(error)}") from error
 
 
 def _find_function(source: str) -> Callable[..., Any]:

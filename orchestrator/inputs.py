@@ -10,6 +10,7 @@ from torch import Tensor
 from dcd_core import FeatureModel
 from orchestrator.build import as_pixels, example_images, feature_layers, student_pixels
 from orchestrator.data import Dataset, load_dataset
+from orchestrator.data.balance import describe_balance
 from orchestrator.errors import UserError
 from orchestrator.evaluation import PixelStatistics
 from orchestrator.experiment_file import build_experiment, identity_hash
@@ -111,6 +112,8 @@ def read_inputs(experiment: Experiment) -> Inputs:
         teacher_dim = network.feature_dim
     if dataset.skipped:
         notes.append(f"{dataset.skipped} images could not be decoded and are left out")
+    balance = describe_balance(dataset)
+    notes += [balance] if balance else []
     return Inputs(experiment, dataset, teacher, fit, student, student_state, teacher_dim, notes)
 
 
@@ -231,7 +234,7 @@ def _fit_experiment(experiment: Experiment, spec: TeacherSpec) -> Experiment:
 def _check_same_cuts(experiment: Experiment, fit: FitSpec) -> None:
     """Refuse cuts that would let the teacher see the student's validation or test images."""
     own = experiment.data.model_dump()
-    elsewhere = any(fit.data.get(key, own[key]) != own[key] for key in ("source", "path"))
+    elsewhere = any(fit.data.get(key, own[key]) != own[key] for key in ("source", "path", "args"))
     for key in ("split_seed", "test_fraction", "val_fraction"):
         if not elsewhere and fit.data.get(key, own[key]) != own[key]:
             raise UserError(

@@ -25,7 +25,7 @@ from orchestrator.across_ranks import newest_checkpoint, share_buffers, train_ac
 from orchestrator.batches import Needs, Recipe, Selection, prepare, select
 from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
 from orchestrator.errors import Diverged
-from orchestrator.evaluation import Images, Scores, evaluate, score_metrics
+from orchestrator.evaluation import Images, Scores, as_evaluated, evaluate, score_metrics
 from orchestrator.reporter import Ranks, Reporter
 from orchestrator.step_graphs import StepGraphs
 from orchestrator.teaching import Teaching
@@ -74,7 +74,8 @@ def train(
     # What an epoch reported may have been lost with the process that reported it.
     reporter.report(dict(enumerate(done.history, start=1)) if done else {})
 
-    module = train_across_ranks(distiller, training.images[:2], ranks=ranks)
+    example = as_evaluated(training.images[:2], recipe.crop_size)
+    module = train_across_ranks(distiller, example, ranks=ranks)
     graphs = StepGraphs(optimizer, ranks.device) if recipe.cuda_graphs else None
     for group in optimizer.param_groups:
         group.setdefault("peak_lr", group["lr"])  # a resumed optimizer brings it
@@ -105,7 +106,13 @@ def train(
             raise _diverged(f"{term} was not finite in epoch {epoch}, step {step + 1}", done)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         share_buffers(distiller, ranks)
-        scores = evaluate(distiller.student, validation, pixels=recipe.student_pixels, ranks=ranks)
+        scores = evaluate(
+            distiller.student,
+            validation,
+            pixels=recipe.student_pixels,
+            ranks=ranks,
+            crop_size=recipe.crop_size,
+        )
         _check_finite(distiller, scores, scaler, epoch=epoch, done=done)
         metrics = {
             **{"train/loss" if k == "total" else f"train/{k}": v for k, v in result.means.items()},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.data import describe_counts
+from orchestrator.data.balance import CLASS_TABLE, class_table
 from orchestrator.environment import describe_environment, git_commit
 from orchestrator.experiment_file import flatten, yaml_text
 from orchestrator.inputs import Inputs, Teacher
@@ -51,6 +52,7 @@ def start_tracking(
         texts={
             "spec.yaml": yaml_text(values),
             "environment.txt": describe_environment(),
+            CLASS_TABLE: class_table(inputs.dataset, {}),
         },
         dataset={
             "name": experiment.data.source,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.computation import describe_computation
@@ -29,12 +29,21 @@ def describe_outcome(outcome: Outcome, spec: Experiment) -> str:
         if val is not None:
             test_text = "-" if test is None else f"{test:.2f} %"
             lines.append(f"{name:<28}{val:>8.2f} %{test_text:>12}")
+    lines += _by_frequency(metrics)
     lines += ["", f"run      {outcome.run} in {location}"]
     computed = describe_computation(outcome.folder)
     if computed is not None:
         lines.append(f"computed {computed}")
     lines.append(f"student  orchestrator.load_student({location!r})")
     return "\n".join([*lines, *_mlflow_lines(outcome, spec)])
+
+
+def _by_frequency(metrics: Mapping[str, float]) -> list[str]:
+    """Accuracies of frequent and rare classes, where training images are unbalanced."""
+    prefix = "test/top1_"
+    groups = ((name, metrics.get(f"{prefix}{name}")) for name in ("many", "medium", "few"))
+    shown = [f"{name} {value:.2f} %" for name, value in groups if value is not None]
+    return ["", f"test top-1 of classes by training images: {', '.join(shown)}"] if shown else []
 
 
 def storage_option(spec: Experiment) -> str:

@@ -30,6 +30,13 @@ from orchestrator.build import (
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 from orchestrator.computation import Computation, choose_computation, write_computation
 from orchestrator.data import Dataset
+from orchestrator.data.balance import (
+    CLASS_TABLE,
+    class_counts,
+    class_table,
+    group_metrics,
+    shot_groups,
+)
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.evaluation import (
     Images,
@@ -330,23 +337,33 @@ def _test(
 ) -> dict[str, float]:
     """The one look at the test split, if that is wanted: last student, best student, teacher.
 
-    Leaves the best student in the distiller.
+    Leaves the best student in the distiller, and the accuracies of all classes in the run's folder.
     """
-    last = distiller.student
+    last, crop = distiller.student, dataset.crop_size
     test = Images.of(dataset.test) if work.uses_test and dataset.test is not None else None
     metrics: dict[str, float] = {}
     if test is not None:
-        metrics["test/top1_last"] = evaluate(last, test, pixels=pixels, ranks=ranks).top1
+        scores = evaluate(last, test, pixels=pixels, ranks=ranks, crop_size=crop)
+        metrics["test/top1_last"] = scores.top1
     distiller.load_state_dict(best.state["distiller"])
     if test is not None:
-        metrics |= score_metrics("test", evaluate(last, test, pixels=pixels, ranks=ranks))
+        scores = evaluate(last, test, pixels=pixels, ranks=ranks, crop_size=crop)
+        groups = shot_groups(class_counts(dataset.train, dataset.num_classes))
+        metrics |= score_metrics("test", scores)
+        metrics |= group_metrics("test", scores.class_top1, groups)
+        by_class = {"test_top1": scores.class_top1}
         if (
             teacher is not None
             and work.teacher_pixels is not None
             and knows_the_classes(teacher, dataset)
         ):
-            scores = evaluate(teacher, test, pixels=work.teacher_pixels, ranks=ranks)
+            scores = evaluate(
+                teacher, test, pixels=work.teacher_pixels, ranks=ranks, crop_size=crop
+            )
             metrics |= teacher_metrics("test", scores)
+            by_class["teacher_test_top1"] = scores.class_top1
+        if ranks.rank == 0:
+            work.run.write(CLASS_TABLE, class_table(dataset, by_class))
     return metrics
 
 
@@ -370,7 +387,7 @@ def _leave_student(
         },
         mean=pixels.mean,
         std=pixels.std,
-        image_shape=tuple(dataset.train.images.shape[1:]),
+        image_shape=dataset.input_shape,
         class_names=dataset.class_names,
         metrics=metrics,
         lineage=work.lineage,

@@ -175,7 +175,7 @@ def _scored_on(inputs: Inputs, split: str) -> tuple[str, str | None, bytes]:
     assert images is not None  # `_check_metric` has looked
     data = inputs.experiment.data
     path = data.path if split == "val" else data.test_path or data.path
-    return data.source, path, images.indices.tobytes()
+    return f"{data.source} {sorted(data.args.items())}", path, images.indices.tobytes()
 
 
 def _arm_experiment(experiment: Experiment, name: str, settings: Mapping[str, Any]) -> Experiment:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from orchestrator.data.download import find_or_fetch, local_root
 from orchestrator.data.raw import Integers, Pixels, RawData, RawImage, RawImages
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
 
 
 class _Layout(NamedTuple):
-    torchvision_name: str
     folder: str
     train_files: tuple[str, ...]
     test_files: tuple[str, ...]
@@ -26,7 +26,6 @@ class _Layout(NamedTuple):
 
 _LAYOUTS = {
     "cifar10": _Layout(
-        torchvision_name="CIFAR10",
         folder="cifar-10-batches-py",
         train_files=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test_files=("test_batch",),
@@ -35,7 +34,6 @@ _LAYOUTS = {
         names_key="label_names",
     ),
     "cifar100": _Layout(
-        torchvision_name="CIFAR100",
         folder="cifar-100-python",
         train_files=("train",),
         test_files=("test",),
@@ -53,20 +51,10 @@ def read_cifar(spec: DataSpec) -> RawData:
     Raises:
         UserError: files are absent (and not to be downloaded), damaged, or hold other than arrays.
     """
-    assert spec.path is not None
-    layout = _LAYOUTS[spec.source]
-    if "://" in spec.path:
-        raise UserError(f"data.path: {spec.source} is read from a local folder, not {spec.path}")
-    folder = Path(spec.path) / layout.folder
+    layout, root = _LAYOUTS[spec.source], local_root(spec)
+    folder = root / layout.folder
     files = (*layout.train_files, *layout.test_files, layout.meta_file)
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing and not spec.download:
-        raise UserError(
-            f"data.path: {folder / missing[0]} does not exist: put torchvision's {spec.source} "
-            "layout there, or set data.download: true"
-        )
-    if missing:
-        _download(layout, spec.path)
+    find_or_fetch(spec, root=root, folder=folder, files=files)
     names = _field(_unpickle(folder / layout.meta_file), layout.names_key, folder)
     return RawData(
         train=_read_split(folder, layout.train_files, layout.label_key),
@@ -104,19 +92,6 @@ def _read_split(folder: Path, files: tuple[str, ...], label_key: str) -> RawImag
         return (pixels_of_all[position] for position in positions)
 
     return RawImages(labels=np.concatenate(labels), name=name_of, read=read)
-
-
-def _download(layout: _Layout, root: str) -> None:
-    from torchvision import datasets
-
-    try:
-        getattr(datasets, layout.torchvision_name)(root, download=True)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"data.download: {layout.torchvision_name} could not be fetched ({reason}): put its "
-            f"files in {Path(root) / layout.folder}"
-        ) from error
 
 
 class _ArrayUnpickler(pickle.Unpickler):

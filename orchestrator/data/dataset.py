@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.data.classes import check_labels, find_classes, name_classes, renumber
 from orchestrator.data.decode import decode_images
 from orchestrator.data.raw import Integers, Pixels, RawData, RawImages
-from orchestrator.data.sources import SOURCES
+from orchestrator.data.sources import read_source
 from orchestrator.data.splits import make_cuts
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
@@ -47,13 +48,24 @@ class Dataset:
     class_names: tuple[str, ...]
     num_classes: int
     fingerprint: str
-    """16 hex digits over images, labels and indices of all splits and the number of classes."""
+    """16 hex digits over images, labels and indices of all splits, the number of classes, and what
+    part of an image networks are evaluated on."""
     skipped: int
     """Images left out because they could not be decoded."""
     mean: tuple[float, ...]
     """(C,) mean of the training pixels, scaled to [0, 1]."""
     std: tuple[float, ...]
     """(C,) their standard deviation over all pixels."""
+    crop_size: int | None = None
+    """Side of the square from the centre that networks are evaluated on; None for all of it."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what networks see."""
+        channels, height, width = self.train.images.shape[1:]
+        if self.crop_size is not None:
+            height = width = self.crop_size
+        return channels, height, width
 
 
 def load_dataset(spec: DataSpec) -> Dataset:
@@ -65,35 +77,28 @@ def load_dataset(spec: DataSpec) -> Dataset:
     Raises:
         UserError: the data is absent, damaged, inconsistent, or too small for the cuts.
     """
-    raw = SOURCES[spec.source](spec)
+    raw = read_source(spec)
     _check_test_split(raw, spec)
-    class_names = _class_names(raw, spec)
-    labels = _checked_labels(raw.train, class_names, where=spec.path or spec.source)
-    if len(np.unique(labels)) < 2:
-        raise UserError(
-            f"{spec.path or spec.source}: all {len(labels):,} training images are of class "
-            f"{class_names[labels[0]]!r}: at least two classes are needed"
-        )
+    class_names, labels, test_labels = _labels(raw, spec)
+    own = np.flatnonzero(labels >= 0)
     cuts = make_cuts(
-        np.arange(len(labels), dtype=np.int64),
-        labels,
+        own,
+        labels[own],
         class_names=class_names,
         split_seed=spec.split_seed,
         val_fraction=spec.val_fraction,
         test_fraction=spec.test_fraction,
         limit=spec.limit,
         labels_per_class=spec.labels_per_class,
+        imbalance=spec.imbalance,
     )
     own_cuts = {"training": cuts.train, "validation": cuts.val}
     if cuts.test is not None:
         own_cuts["test"] = cuts.test
     sets, skipped = _image_sets(raw.train, labels, own_cuts, spec)
     train, val, test = sets["training"], sets["validation"], sets.get("test")
-    if raw.test is not None:
-        test_labels = _checked_labels(
-            raw.test, class_names, where=f"test split of {spec.test_path or spec.path}"
-        )
-        everything = {"test": np.arange(len(test_labels), dtype=np.int64)}
+    if raw.test is not None and test_labels is not None:
+        everything = {"test": np.flatnonzero(test_labels >= 0)}
         test_sets, test_skipped = _image_sets(raw.test, test_labels, everything, spec)
         test, skipped = test_sets["test"], skipped + test_skipped
         _check_same_shape(train, test)
@@ -109,10 +114,13 @@ def load_dataset(spec: DataSpec) -> Dataset:
         test=test,
         class_names=class_names,
         num_classes=len(class_names),
-        fingerprint=_fingerprint((train, val, test), num_classes=len(class_names)),
+        fingerprint=_fingerprint(
+            (train, val, test), num_classes=len(class_names), crop_size=spec.evaluation_crop
+        ),
         skipped=skipped,
         mean=mean,
         std=std,
+        crop_size=spec.evaluation_crop,
     )
 
 
@@ -123,49 +131,55 @@ def describe_counts(dataset: Dataset) -> str:
         f"{name} {len(images):,}" for name, images in splits.items() if images is not None
     )
     shape = "x".join(str(extent) for extent in dataset.train.images.shape[1:])
-    return f"{counts} images, {dataset.num_classes} classes, {shape}"
+    text = f"{counts} images, {dataset.num_classes} classes, {shape}"
+    if dataset.crop_size is not None:
+        text += f", seen as {dataset.crop_size}x{dataset.crop_size}"
+    return text
 
 
 def _check_test_split(raw: RawData, spec: DataSpec) -> None:
+    where = spec.path or spec.source
     if raw.test is None and spec.test_fraction is None:
-        remedy = "" if spec.source == "digits" else "data.test_path or "
-        raise UserError(
-            f"{spec.path or spec.source} has no test split: set {remedy}data.test_fraction"
-        )
+        remedy = "set data.test_path or"
+        if spec.path is None:  # digits, or a function of the user's own
+            remedy = "return one under 'test', or set" if ":" in spec.source else "set"
+        raise UserError(f"{where} has no test split: {remedy} data.test_fraction")
     if raw.test is not None and spec.test_fraction is not None:
-        raise UserError(f"{spec.path} has its own test split: drop data.test_fraction")
+        raise UserError(f"{where} has its own test split: drop data.test_fraction")
 
 
-def _class_names(raw: RawData, spec: DataSpec) -> tuple[str, ...]:
-    """(K,) names; K is `data.num_classes`, else the named classes, else found in the labels."""
-    if raw.class_names is not None:
-        named = raw.class_names
-        num_classes = spec.num_classes or len(named)
-        return (*named, *(str(label) for label in range(len(named), num_classes)))[:num_classes]
-    if spec.num_classes is not None:
-        return tuple(str(label) for label in range(spec.num_classes))
-    present = np.unique(raw.train.labels[raw.train.labels >= 0])
-    gaps = np.flatnonzero(present != np.arange(len(present)))
-    if gaps.size:
+def _labels(raw: RawData, spec: DataSpec) -> tuple[tuple[str, ...], Integers, Integers | None]:
+    """Names of the classes, and labels of the training and the test images.
+
+    The label of an image whose class `data.classes` leaves out is -1.
+    """
+    class_names = name_classes(raw, spec)
+    where = spec.path or spec.source
+    labels = check_labels(raw.train, class_names, where=where)
+    test_labels = None
+    if raw.test is not None:
+        where = f"test split of {spec.test_path or where}"
+        test_labels = check_labels(raw.test, class_names, where=where)
+    if spec.classes is not None:
+        kept = find_classes(spec.classes, class_names)
+        labels = renumber(labels, kept, num_classes=len(class_names))
+        if test_labels is not None:
+            test_labels = renumber(test_labels, kept, num_classes=len(class_names))
+            if (test_labels < 0).all():
+                raise UserError(f"{where}: no image is of the classes in data.classes")
+        class_names = tuple(class_names[number] for number in kept)
+        absent = np.setdiff1d(np.arange(len(kept)), labels)
+        if absent.size:
+            raise UserError(
+                f"data.classes: no training image is of class {class_names[absent[0]]!r}: drop it"
+            )
+    present = np.unique(labels[labels >= 0])
+    if len(present) < 2:
         raise UserError(
-            f"{spec.path}: labels go up to {present[-1]}, but no training image has label "
-            f"{gaps[0]}: number classes 0, 1, ..., or set data.num_classes"
+            f"{spec.path or spec.source}: all {len(labels):,} training images are of class "
+            f"{class_names[present[0]]!r}: at least two classes are needed"
         )
-    return tuple(str(label) for label in present)
-
-
-def _checked_labels(raw: RawImages, class_names: Sequence[str], *, where: str) -> Integers:
-    """(M,) labels as int64."""
-    if len(raw.labels) == 0:
-        raise UserError(f"{where} holds no images")
-    outside = np.flatnonzero((raw.labels < 0) | (raw.labels >= len(class_names)))
-    if outside.size:
-        first = int(outside[0])
-        raise UserError(
-            f"{raw.name(first)}: label {raw.labels[first]} is outside 0..{len(class_names) - 1}: "
-            "correct it or data.num_classes"
-        )
-    return raw.labels.astype(np.int64)
+    return class_names, labels, test_labels
 
 
 def _image_sets(
@@ -179,7 +193,12 @@ def _image_sets(
     size = (spec.resize, spec.resize) if isinstance(spec.resize, int) else spec.resize
     positions = np.concatenate(list(cuts.values()))
     decoded = decode_images(
-        raw, positions, size=size, grey_to_rgb=spec.grey_to_rgb, on_error=spec.on_error
+        raw,
+        positions,
+        size=size,
+        crop=spec.resize_by == "center_crop",
+        grey_to_rgb=spec.grey_to_rgb,
+        on_error=spec.on_error,
     )
     sets: dict[str, ImageSet] = {}
     first_position, first_image = 0, 0
@@ -218,8 +237,12 @@ def _channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float,
     return tuple(means.tolist()), tuple(np.sqrt(variances).tolist())
 
 
-def _fingerprint(splits: Sequence[ImageSet | None], *, num_classes: int) -> str:
+def _fingerprint(
+    splits: Sequence[ImageSet | None], *, num_classes: int, crop_size: int | None
+) -> str:
     digest = hashlib.sha256(f"classes {num_classes}".encode())
+    if crop_size is not None:
+        digest.update(f"evaluated on {crop_size}".encode())
     for split in splits:
         if split is None:
             digest.update(b"no split")

@@ -55,6 +55,7 @@ def decode_images(
     positions: Integers,
     *,
     size: Size | None,
+    crop: bool = False,
     grey_to_rgb: bool,
     on_error: Literal["fail", "skip"],
 ) -> Decoded:
@@ -64,6 +65,7 @@ def decode_images(
         source: the set to read from.
         positions: (M,) what to read; row i of the result is the image at `positions[i]`.
         size: resize to this (bilinear, antialiased); None keeps sizes, which must then be equal.
+        crop: keep the aspect, and of an image of another aspect only the centre.
         grey_to_rgb: repeat the channel of grey images three times.
         on_error: whether an image that cannot be decoded is an error or left out.
 
@@ -77,7 +79,7 @@ def decode_images(
     kept = np.ones(len(positions), dtype=np.bool_)
     failures: list[str] = []
 
-    stream = _decode_stream(source.read(ordered), size=size, grey_to_rgb=grey_to_rgb)
+    stream = _decode_stream(source.read(ordered), size=size, crop=crop, grey_to_rgb=grey_to_rgb)
     with closing(stream):
         for row, position, pixels in zip(reading_order, ordered.tolist(), stream, strict=True):
             if isinstance(pixels, Undecodable):
@@ -114,7 +116,9 @@ def decode_images(
     return Decoded(images if kept.all() else images[kept], kept)
 
 
-def decode_image(image: RawImage, *, size: Size | None, grey_to_rgb: bool) -> Pixels:
+def decode_image(
+    image: RawImage, *, size: Size | None, crop: bool = False, grey_to_rgb: bool
+) -> Pixels:
     """One image as (H, W, C), C being 1 for grey and 3 for colour; alpha is dropped.
 
     Raises:
@@ -126,13 +130,12 @@ def decode_image(image: RawImage, *, size: Size | None, grey_to_rgb: bool) -> Pi
         pixels = image
         if size is not None and pixels.shape[:2] != size:
             picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-            pixels = _pixels(picture, size)
+            pixels = _pixels(picture, size, crop=crop)
     else:
         try:
-            data = image.read_bytes() if isinstance(image, Path) else image
-            picture = Image.open(io.BytesIO(data))
+            picture = _opened(image)
             picture.load()  # opening reads only the header, and some formats settle the mode late
-            pixels = _pixels(_eight_bit(picture), size)
+            pixels = _pixels(_eight_bit(picture), size, crop=crop)
         except (Undecodable, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders raise far more than OSError on damaged data
@@ -146,7 +149,7 @@ def decode_image(image: RawImage, *, size: Size | None, grey_to_rgb: bool) -> Pi
 
 
 def _decode_stream(
-    images: Iterator[RawImage], *, size: Size | None, grey_to_rgb: bool
+    images: Iterator[RawImage], *, size: Size | None, crop: bool, grey_to_rgb: bool
 ) -> Generator[Pixels | Undecodable, None, None]:
     """Decode in threads, in order, with a bounded number of images in memory."""
 
@@ -154,7 +157,7 @@ def _decode_stream(
         results: list[Pixels | Undecodable] = []
         for image in task:
             try:
-                results.append(decode_image(image, size=size, grey_to_rgb=grey_to_rgb))
+                results.append(decode_image(image, size=size, crop=crop, grey_to_rgb=grey_to_rgb))
             except Undecodable as error:
                 results.append(error)
         return results
@@ -172,6 +175,12 @@ def _decode_stream(
                 return
             for results in pool.map(decode_task, tasks):
                 yield from results
+
+
+def _opened(image: bytes | Path | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    return Image.open(io.BytesIO(image.read_bytes() if isinstance(image, Path) else image))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -194,12 +203,27 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pixels(image: Image.Image, size: Size | None) -> Pixels:
+def _pixels(image: Image.Image, size: Size | None, *, crop: bool) -> Pixels:
     """(H, W, C) of an image in mode L or RGB."""
     if size is not None and (image.height, image.width) != size:
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        image = _covering(image, size) if crop else _stretched(image, size)
     pixels: Pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _stretched(image: Image.Image, size: Size) -> Image.Image:
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def _covering(image: Image.Image, size: Size) -> Image.Image:
+    """Resized until it just covers the size, and cut: torchvision's Resize and CenterCrop."""
+    height, width = size
+    if height * image.width >= width * image.height:
+        image = _stretched(image, (height, height * image.width // image.height))
+    else:
+        image = _stretched(image, (width * image.height // image.width, width))
+    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def _mismatch(

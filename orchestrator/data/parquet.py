@@ -39,9 +39,11 @@ def read_parquet(spec: DataSpec) -> RawData:
     """
     assert spec.path is not None
     train = _find_shards(spec.path, setting="data.path")
+    _check_one_split(train, spec.path, setting="data.path")
     test = None
     if spec.test_path is not None:
         test = _find_shards(spec.test_path, setting="data.test_path")
+        _check_one_split(test, spec.test_path, setting="data.test_path")
         shared = sorted(set(train.paths) & set(test.paths))
         if shared:
             raise UserError(
@@ -78,6 +80,17 @@ def _find_shards(location: str, *, setting: str) -> _Shards:
     if not paths:
         raise UserError(f"{setting}: {location} holds no .parquet file")
     return _Shards(filesystem, tuple(sorted(paths)))
+
+
+def _check_one_split(shards: _Shards, location: str, *, setting: str) -> None:
+    """Refuse to mix the splits of one folder, which Hugging Face tells by the files' names."""
+    starts = {_base_name(path).partition("-")[0] for path in shards.paths}
+    mixed = sorted(starts & {"train", "validation", "test"})
+    if len(mixed) > 1:
+        raise UserError(
+            f"{setting}: {location} holds shards of {' and '.join(mixed)}: narrow it to a glob, "
+            "such as train-*.parquet and, in data.test_path, test-*.parquet"
+        )
 
 
 def _is_shard(found: FileInfo, root: str, pattern: list[str]) -> bool:
@@ -154,7 +167,13 @@ def _read_images(
                 images = file.read_row_group(group, columns=[column]).column(0)
                 for row in wanted.tolist():
                     image = images[row].as_py()
-                    yield image["bytes"] if isinstance(image, dict) else image
+                    yield _struct_image(image) if isinstance(image, dict) else image
+
+
+def _struct_image(image: dict[str, Any]) -> RawImage:
+    """The bytes, or the file that is meant where Hugging Face datasets has not embedded them."""
+    content, path = image["bytes"], image.get("path")
+    return Path(path) if content is None and path else content
 
 
 def _holds_bytes(image_type: pa.DataType) -> bool:

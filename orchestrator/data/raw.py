@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Integers: TypeAlias = NDArray[np.int64]
 
-RawImage: TypeAlias = bytes | Path | Pixels | None
-"""Encoded bytes, an encoded file, pixels (H, W, C), or None where the source has a hole."""
+RawImage: TypeAlias = bytes | Path | Image.Image | Pixels | None
+"""Encoded bytes, an encoded file, a picture, pixels (H, W, C), or None where the source has a
+hole."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dcd_core.augment import mix
+from dcd_core import mix
 from orchestrator.data.raw import Integers
 from orchestrator.errors import UserError
 
@@ -43,6 +43,7 @@ def make_cuts(
     test_fraction: float | None = None,
     limit: int | None = None,
     labels_per_class: int | None = None,
+    imbalance: float | None = None,
 ) -> Cuts:
     """Cut off test, then validation, then thin out what is left for training.
 
@@ -55,6 +56,8 @@ def make_cuts(
         test_fraction: share of all images, of each class; None cuts no test split.
         limit: train on this many of the images left, whatever their class.
         labels_per_class: train on this many of the images left of each class.
+        imbalance: train on exponentially fewer images of each class than of the one before, on
+            this many times as many of the first as of the last.
 
     Raises:
         UserError: a cut would be empty, would leave a class without training images, or there are
@@ -101,6 +104,10 @@ def make_cuts(
         _check_labels_per_class(labels_per_class, labels, class_names)
         rank = _rank_in_class(indices, labels, seed=split_seed, stream=_TRAIN_STREAM)
         indices = indices[rank < labels_per_class]
+    elif imbalance is not None:
+        quotas = _long_tail(labels, classes_present, factor=imbalance)
+        rank = _rank_in_class(indices, labels, seed=split_seed, stream=_TRAIN_STREAM)
+        indices = indices[rank < quotas[np.searchsorted(classes_present, labels)]]
     return Cuts(indices, val, test)
 
 
@@ -112,6 +119,22 @@ def _stratified(
     quotas = [max(round(size * fraction), 1 if size >= 2 else 0) for size in sizes.tolist()]
     rank = _rank_in_class(indices, labels, seed=seed, stream=stream)
     return rank < np.asarray(quotas, dtype=np.int64)[position]
+
+
+def _long_tail(labels: Integers, classes: Integers, *, factor: float) -> Integers:
+    """How many images each of K classes keeps: n factor^(-k / (K - 1)) of class k.
+
+    The cut of long-tailed CIFAR (Cui et al. 2019, arXiv 1901.05555), with the size of the smallest
+    class as n.
+    """
+    most = min(np.count_nonzero(labels == each) for each in classes)
+    if factor > most:
+        raise UserError(
+            f"data.imbalance {factor:g} leaves less than one image of the last class, because the "
+            f"smallest class has {most:,} training images left: lower it to {most} at most"
+        )
+    falling = most * factor ** (-np.arange(len(classes)) / (len(classes) - 1))
+    return np.rint(falling).astype(np.int64)
 
 
 def _rank_in_class(indices: Integers, labels: Integers, *, seed: int, stream: int) -> Integers:

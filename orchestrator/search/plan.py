@@ -217,8 +217,15 @@ def check_fits(space: Space, base: Experiment, dataset: Dataset, *, where: str) 
     Raises:
         UserError: naming the setting and the reason.
     """
-    for path in space.parameters:
+    for path, parameter in space.parameters.items():
         _check_searchable(path, base, where=where)
+        crops = {value == "imagenet" for value in (*parameter.values, base.data.augment)}
+        if path == "data.augment" and len(crops) > 1:
+            raise UserError(
+                f"{where}: parameters.data.augment cannot be searched between imagenet and others, "
+                "under which students are scored on other parts of the images: use "
+                "`dcd compare --arm`"
+            )
     values = flatten(base.model_dump())
     notes = inert_parameters(space, values)
     if len(notes) == len(space.parameters):

@@ -49,7 +49,11 @@ def teacher_key(
     data = experiment.data
     augmentation: dict[str, object] = {"kind": data.augment}
     if data.augment != "none":
-        augmentation |= {"seed": data.seed, "padding": data.crop_padding, "flip": data.flip}
+        augmentation |= {"seed": data.seed, "flip": data.flip}
+    if data.augment == "crop_flip":
+        augmentation["padding"] = data.crop_padding
+    if data.augment == "imagenet":
+        augmentation["size"] = data.crop_size
     return Key(
         {
             "teacher": teacher.source,

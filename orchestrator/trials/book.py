@@ -13,6 +13,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from orchestrator.computation import computation_tags
+from orchestrator.data.balance import CLASS_TABLE
 from orchestrator.errors import OrchestratorError
 from orchestrator.journal import RESTARTS, Journal
 from orchestrator.run_tracking import final_metrics
@@ -211,6 +212,7 @@ class Book(Callback):
                 tags=tags,
                 student=self._students and state == "finished",
                 step=self._epochs[name],
+                artifacts=[CLASS_TABLE] if CLASS_TABLE in folder.names() else [],
             )
         write_state(folder, state, **({"message": message} if message else {}))
         self._tracking.changed(folder)

@@ -204,14 +204,18 @@ class _Population(PopulationBasedTraining):
     epochs: int
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Members are compared at multiples of the interval only, and not after the last epoch."""
-        action: str = TrialScheduler.CONTINUE
-        if self._next_perturbation_sync <= result["epoch"] < self.epochs:
-            action = super().on_trial_result(tune_controller, trial, result)
-        return action
+        """Members wait to be compared, after each interval but not after the last epoch."""
+        if not self._next_perturbation_sync <= result["epoch"] < self.epochs:
+            return str(TrialScheduler.CONTINUE)
+        self._save_trial_state(self._trial_state[trial], result["epoch"], result, trial)
+        return str(TrialScheduler.PAUSE)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Members that wait for one that has failed for good are compared without it."""
+        """Members are compared when all that have not ended wait, each with its checkpoint saved.
+
+        Tune would do so as soon as the last one reports. One whose checkpoint is then still on its
+        way, and who is to go on from another's, it would stop after its next.
+        """
         left = [member for member in tune_controller.get_trials() if not member.is_finished()]
         if left and all(self._waits(member) for member in left):
             # Told again what one of them has reported, Tune shall find that nobody is behind.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from orchestrator.data import describe_counts
+from orchestrator.data.balance import CLASS_TABLE, class_table
 from orchestrator.environment import describe_environment, git_commit
 from orchestrator.experiment_file import yaml_text
 from orchestrator.inputs import Inputs, Teacher
@@ -62,6 +63,7 @@ def request_group(
         texts={
             "spec.yaml": yaml_text(shown_values(experiment)),
             "environment.txt": describe_environment(),
+            CLASS_TABLE: class_table(inputs.dataset, {}),
             **texts,
         },
         dataset={

@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.slow,
     *digits.RAY_WARNINGS,
     # What these tests are about would otherwise be waited for, for ever.
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
 ]
 
 WEIGHT = "objective.kd_weight"
@@ -163,9 +163,8 @@ def member(config: dict[str, Any], *, bundle: Bundle) -> None:
     finish(bundle.folder / name, score)
 
 
-def test_a_member_that_fails_for_good_is_not_waited_for(setup: Setup) -> None:
-    weights = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    scheduler = build_population(
+def population(weights: Mapping[str, float]) -> Any:
+    return build_population(
         {WEIGHT: Parameter(uniform=(0.0, 10.0))},
         {name: {WEIGHT: weight} for name, weight in weights.items()},
         interval=INTERVAL,
@@ -173,6 +172,11 @@ def test_a_member_that_fails_for_good_is_not_waited_for(setup: Setup) -> None:
         mode="max",
         seed=0,
     )
+
+
+def test_a_member_that_fails_for_good_is_not_waited_for(setup: Setup) -> None:
+    weights = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    scheduler = population(weights)
     records, ends = run(setup, member, weights, scheduler=scheduler, interval=INTERVAL)
     assert ends == {**dict.fromkeys("abc", "finished"), "d": "RuntimeError: member d fails"}
     assert {name: record.epochs for name, record in records.items()} == {
@@ -189,6 +193,57 @@ def test_a_member_that_fails_for_good_is_not_waited_for(setup: Setup) -> None:
     assert curves["a"][:3] == [1.0] * 3 and curves["a"][3] > 3.0
     moved = [name for name, curve in curves.items() if curve[5] != curve[6]]
     assert len(moved) == 1
+
+
+class SlowToSave:
+    """Takes its time to hand over the checkpoint of member `a`."""
+
+    trial_name: str
+
+    def save(self, *args: Any, **options: Any) -> Any:
+        if self.trial_name == "a":
+            time.sleep(3.0)
+        return super().save(*args, **options)  # type: ignore[misc]
+
+
+def punctual_member(config: dict[str, Any], *, bundle: Bundle) -> None:
+    """A member after whose third epoch all others end theirs while `a` still hands over its own."""
+    name, score, done = ray.tune.get_context().get_trial_name(), float(config[WEIGHT]), 0
+    checkpoint = ray.tune.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            done = json.loads(Path(directory, "epoch").read_text())
+    folder = bundle.folder.local_path
+    assert folder is not None
+    for epoch in range(done or 1, EPOCHS + 1):  # what it goes on from is told again, as by a run
+        if epoch % INTERVAL:
+            report(epoch, score)
+            continue
+        if epoch == INTERVAL and not done:
+            (folder / name / "there").touch()
+            while len(list(folder.glob("*/there"))) < 4 or (
+                name != "a" and not (folder / "a" / "reports").exists()
+            ):
+                time.sleep(0.02)
+            time.sleep(0.0 if name == "a" else 1.0)
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "epoch").write_text(json.dumps(epoch))
+            (folder / name / "reports").touch()
+            report(epoch, score, checkpoint=ray.tune.Checkpoint.from_directory(directory))
+    finish(bundle.folder / name, score)
+
+
+punctual_member.__mixins__ = (SlowToSave,)  # type: ignore[attr-defined]
+
+
+def test_a_member_whose_checkpoint_is_late_goes_on_all_the_same(setup: Setup) -> None:
+    weights = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    scheduler = population(weights)
+    records, ends = run(setup, punctual_member, weights, scheduler=scheduler, interval=INTERVAL)
+    assert ends == dict.fromkeys("abcd", "finished")
+    assert {record.epochs for record in records.values()} == {EPOCHS}
+    curve = [records["a"].history[epoch]["val/top1"] for epoch in range(1, EPOCHS + 1)]
+    assert curve[:3] == [1.0] * 3 and curve[3] > 3.0  # it went on from `d`
 
 
 def steady(config: dict[str, Any], *, bundle: Bundle) -> None:

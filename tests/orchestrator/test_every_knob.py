@@ -72,6 +72,8 @@ PARQUET = {
     "data.test_fraction": 0.3,
     "teacher.checkpoint": "{files}/teacher-2-0.pt",
 }
+FAKE_DATA = {"data.source": "torchvision.datasets:FakeData"}
+FAKE = {"size": 300, "image_size": [1, 8, 8], "num_classes": 10}
 STEP = {"schedule.milestones": [1], "schedule.gamma": 0.1}
 SHUFFLENET = {"source": "torchvision:shufflenet_v2_x0_5", "args": {}}
 LARGE = {
@@ -89,19 +91,26 @@ KNOBS = [
     Knob("data.test_path", "{files}/test", "{files}/test2", base=TEST_FOLDER),
     Knob("data.image_column", "image", "image2", base=PARQUET),
     Knob("data.label_column", "label", "label2", base=PARQUET),
+    Knob("data.args", {**FAKE, "random_offset": 0}, {**FAKE, "random_offset": 1}, base=FAKE_DATA),
+    Knob("data.classes", [*range(10)], [1, 0, *range(2, 10)]),
     Knob("data.num_classes", None, 11, base={"objective.method": "dcd", "teacher.num_classes": 10}),
     Knob("data.resize", None, 12),
     Knob("data.resize", [8, 12], [12, 8]),
+    Knob("data.resize_by", "stretch", "center_crop", base={"data.resize": [8, 12]}),
     Knob("data.grey_to_rgb", False, True, base=FIT),
     Knob("data.augment", "crop_flip", "none"),
+    Knob("data.augment", "crop_flip", "imagenet", base={"data.crop_size": 8}),
+    Knob("data.crop_size", 8, 7, base={"data.augment": "imagenet"}),
     Knob("data.crop_padding", 1, 2),
     Knob("data.flip", True, False),
+    Knob("data.flip", True, False, base={"data.augment": "imagenet", "data.crop_size": 8}),
     Knob("data.normalize.mean", [0.2], [0.3], base={"data.normalize.std": [0.3]}),
     Knob("data.normalize.std", [0.3], [0.2], base={"data.normalize.mean": [0.2]}),
     Knob("data.test_fraction", 0.8, 0.7),
     Knob("data.val_fraction", 0.2, 0.3),
     Knob("data.limit", 50, 40),
     Knob("data.labels_per_class", 4, 5, base={"data.limit": None}),
+    Knob("data.imbalance", None, 4, base={"data.limit": None}),
     Knob("data.split_seed", 0, 1),
     Knob("data.seed", 0, 1),
     Knob("data.seed", 0, 1, base={"data.augment": "none"}),  # decides the order alone, then

@@ -237,6 +237,22 @@ def _plain(**sections: Any) -> dict[str, Any]:
             "gives kd_temperature, which method 'dcd' ignores: drop it",
         ),
         (DataSpec, {"limit": 5, "labels_per_class": 5}, "limit and labels_per_class exclude"),
+        (DataSpec, {"limit": 5, "imbalance": 5}, "limit and imbalance exclude"),
+        (DataSpec, {"classes": [0, 1], "num_classes": 3}, "classes and num_classes exclude"),
+        (DataSpec, {"classes": [0, 1, 0]}, "classes names one twice: [0, 1, 0]"),
+        (DataSpec, {"resize_by": "center_crop"}, "needs resize: give the size"),
+        (DataSpec, {"args": {"x": 1}}, "args are for a module:function, not for source 'digits'"),
+        (
+            DataSpec,
+            {"source": "m:f", "path": "x"},
+            "takes neither path nor test_path: pass them in",
+        ),
+        (DataSpec, {"download": True}, "digits cannot be fetched, only cifar10, cifar100, stl10"),
+        (
+            DataSpec,
+            {"source": "imagenet", "path": "x", "test_path": "y"},
+            "imagenet has its own test split",
+        ),
         (DataSpec, {"source": "parquet"}, "path is needed for source 'parquet'"),
         (DataSpec, {"path": "x"}, "'digits' is built in and takes neither path nor"),
         (
@@ -281,6 +297,10 @@ NEEDED: dict[Any, dict[str, Any]] = {WeightChange: {"epoch": 2, "ce_weight": 1.0
         (DataSpec, "num_classes", (1, 0)),
         (DataSpec, "resize", (0, [4], [4, 4, 4], [0, 4])),
         (DataSpec, "crop_padding", (-1,)),
+        (DataSpec, "crop_size", (0,)),
+        (DataSpec, "imbalance", (1, 0.5, math.inf)),
+        (DataSpec, "classes", ([], [0], [0, 1.5], [0, True])),
+        (DataSpec, "source", ("digit", "my_module:", ":f", "a b:c", "")),
         (
             DataSpec,
             "normalize",

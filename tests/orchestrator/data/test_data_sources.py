@@ -15,8 +15,9 @@ import pytest
 import torchvision
 from PIL import Image
 
+from orchestrator.data.folders import IMAGE_EXTENSIONS
 from orchestrator.data.raw import RawData, RawImages
-from orchestrator.data.sources import IMAGE_EXTENSIONS, SOURCES
+from orchestrator.data.sources import read_source
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
 
@@ -24,8 +25,7 @@ Write = Callable[..., Path]
 
 
 def read(**options: Any) -> RawData:
-    spec = DataSpec(**options)
-    return SOURCES[spec.source](spec)
+    return read_source(DataSpec(**options))
 
 
 def refusal(**options: Any) -> str:
@@ -128,7 +128,7 @@ def test_the_pickles_that_python_2_wrote_are_read(tmp_path: Path, write_cifar: W
 def test_absent_cifar_says_where_it_was_looked_for_and_how_to_get_it(tmp_path: Path) -> None:
     message = refusal(source="cifar10", path=str(tmp_path))
 
-    assert str(tmp_path / "cifar-10-batches-py" / "data_batch_1") in message
+    assert f"{tmp_path / 'cifar-10-batches-py'} lacks data_batch_1, data_batch_2, " in message
     assert "data.download: true" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -373,6 +373,18 @@ def test_test_rows_among_the_training_rows_are_refused(shards: Path) -> None:
     assert "train-1.parquet" in message
 
 
+def test_the_splits_of_one_folder_are_not_mixed(shards: Path, write_parquet: Write) -> None:
+    write_parquet(shards / "test-00000-of-00001.parquet", [0, 1])
+
+    message = refusal(source="parquet", path=str(shards))
+
+    assert message.startswith(f"data.path: {shards} holds shards of test and train: narrow it")
+    narrow = {"path": f"{shards}/train-*.parquet", "test_path": f"{shards}/test-*.parquet"}
+    data = read(source="parquet", **narrow)
+    assert data.test is not None
+    assert (len(data.train.labels), len(data.test.labels)) == (5, 2)
+
+
 @pytest.mark.parametrize(
     ("metadata", "expected"),
     [
@@ -431,6 +443,55 @@ def test_the_image_struct_of_hugging_face_datasets_is_read(
     data = read(source="parquet", path=str(tmp_path))
 
     assert labels_and_values(data.train) == [(0, 3), (1, 4)]
+
+
+def test_cifar100_as_hugging_face_writes_it_is_mapped_by_column(
+    tmp_path: Path, make_png: Callable[..., bytes]
+) -> None:
+    def names(*values: str) -> dict[str, Any]:
+        return {"names": list(values), "_type": "ClassLabel"}
+
+    features = {
+        "img": {"_type": "Image"},
+        "fine_label": names("apple", "beaver", "bee"),
+        "coarse_label": names("fruit", "animal"),
+    }
+    table = pa.table(
+        {
+            "img": [{"bytes": make_png(value), "path": None} for value in (5, 6, 7)],
+            "fine_label": [0, 2, 1],
+            "coarse_label": [0, 1, 1],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path = tmp_path / "train-00000-of-00001.parquet"
+    pq.write_table(table, path)
+    options = {"source": "parquet", "path": str(path)}
+
+    message = refusal(**options)
+    assert "set data.image_column to one of img, fine_label, coarse_label" in message
+    message = refusal(**options, image_column="img")
+    assert "set data.label_column to one of img, fine_label, coarse_label" in message
+    fine = read(**options, image_column="img", label_column="fine_label")
+    assert labels_and_values(fine.train) == [(0, 5), (2, 6), (1, 7)]
+    assert fine.class_names == ("apple", "beaver", "bee")
+    coarse = read(**options, image_column="img", label_column="coarse_label")
+    assert labels_and_values(coarse.train) == [(0, 5), (1, 6), (1, 7)]
+    assert coarse.class_names == ("fruit", "animal")
+
+
+def test_an_image_that_was_not_embedded_is_read_from_its_file(
+    tmp_path: Path, make_png: Callable[..., bytes]
+) -> None:
+    (tmp_path / "9.png").write_bytes(make_png(9))
+    images = [
+        {"bytes": None, "path": str(tmp_path / "9.png")},
+        {"bytes": make_png(8), "path": "elsewhere.png"},
+    ]
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "a.parquet")
+
+    data = read(source="parquet", path=str(tmp_path / "a.parquet"))
+
+    assert labels_and_values(data.train) == [(0, 9), (1, 8)]
 
 
 def test_other_column_names_can_be_given(tmp_path: Path, write_parquet: Write) -> None:

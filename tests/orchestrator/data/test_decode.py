@@ -262,3 +262,41 @@ def test_a_decompression_bomb_is_an_error_and_no_warning(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"image 0: .*No such file"):
         decode([tmp_path / "gone.png"])
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 80), (80, 50), (33, 34), (24, 24), (10, 30)])
+def test_a_centre_crop_is_torchvisions_resize_and_center_crop(height: int, width: int) -> None:
+    from torchvision.transforms import v2
+
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    transform = v2.Compose([v2.Resize(24), v2.CenterCrop(24)])
+
+    result = decode_image(pixels, size=(24, 24), crop=True, grey_to_rgb=False)
+
+    assert np.array_equal(result, np.asarray(transform(Image.fromarray(pixels))))
+
+
+def test_a_centre_crop_keeps_the_aspect_of_what_it_shows() -> None:
+    """A circle stays one, whatever the frame."""
+    rows, columns = np.mgrid[:60, :100]
+    circle = ((rows - 29.5) ** 2 + (columns - 49.5) ** 2 < 20**2).astype(np.uint8) * 255
+
+    def extents(size: tuple[int, int], *, crop: bool) -> tuple[int, int]:
+        result = decode_image(circle[..., None], size=size, crop=crop, grey_to_rgb=False)[..., 0]
+        return int((result.max(1) > 127).sum()), int((result.max(0) > 127).sum())
+
+    assert extents((30, 30), crop=True) == (20, 20)
+    assert extents((30, 40), crop=True) == (20, 20)
+    assert extents((30, 30), crop=False) == (20, 12)
+
+
+def test_a_picture_is_decoded_like_its_file(tmp_path: Path) -> None:
+    picture = Image.effect_noise((9, 5), 80)
+    picture.save(tmp_path / "noise.png")
+
+    from_picture = decode_image(picture, size=None, grey_to_rgb=True)
+
+    assert np.array_equal(
+        from_picture, decode_image(tmp_path / "noise.png", size=None, grey_to_rgb=True)
+    )
+    assert from_picture.shape == (5, 9, 3)

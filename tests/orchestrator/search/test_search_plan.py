@@ -106,6 +106,7 @@ def test_trials_are_counted_by_the_space_the_user_or_the_grid() -> None:
     [
         ("seed", {"randint": [0, 9]}, "over several seeds with `dcd compare`"),
         ("data.limit", {"choice": [40, 50]}, "all trials share the images"),
+        ("data.augment", {"choice": ["none", "imagenet"]}, "between imagenet and others"),
         ("teacher.source", {"choice": ["resnet8", "resnet14"]}, "share the teacher"),
         ("train.epochs", {"randint": [1, 9]}, "give --epochs"),
         ("scaling.workers", {"choice": [1, 2]}, "does not change a student"),

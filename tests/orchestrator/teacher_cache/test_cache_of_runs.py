@@ -99,6 +99,25 @@ def test_nothing_is_read_that_was_computed_otherwise(
 
 
 @pytest.mark.parametrize(
+    ("change", "percent"),
+    [
+        ({"data.crop_padding": 2}, 100),  # has no part in it
+        ({"data.crop_size": 7}, 0),
+        ({"data.flip": False}, 0),
+        ({"data.seed": 1}, 0),
+        ({"data.augment": "crop_flip"}, 0),
+    ],
+    ids=str,
+)
+def test_settings_of_the_imagenet_augmentation_tell_answers_apart(
+    workplace: Path, teacher_file: Path, change: dict[str, Any], percent: int
+) -> None:
+    base = {"teacher_cache.mode": "on", "data.augment": "imagenet", "data.crop_size": 8}
+    run(teacher_file, "first", base)
+    assert set(cached_percent(run(teacher_file, "other", {**base, **change}))) == {percent}
+
+
+@pytest.mark.parametrize(
     ("section", "alone", "one_of_many"),
     [
         ({}, False, True),

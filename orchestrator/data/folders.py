@@ -1,0 +1,164 @@
+"""Image folders: one folder per class, as torchvision's ImageFolder reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.data.raw import Integers, RawData, RawImage, RawImages
+from orchestrator.errors import UserError
+from orchestrator.spec import DataSpec
+
+# Those of torchvision.datasets.ImageFolder, so that the same folder holds the same images.
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+
+
+def read_imagefolder(spec: DataSpec) -> RawData:
+    """One folder per class, in `path/train` (and `path/test`) or directly in `path`.
+
+    Raises:
+        UserError: a folder is absent, holds no classes, an empty class, or a class that training
+            does not have.
+    """
+    assert spec.path is not None
+    root = _class_parent(spec.path, setting="data.path")
+    train_folder, test_folder = root, None
+    if (root / "train").is_dir():
+        train_folder = root / "train"
+        test_folder = root / "test" if (root / "test").is_dir() else None
+    if spec.test_path is not None:
+        test_folder = _class_parent(spec.test_path, setting="data.test_path")
+        if test_folder.resolve().is_relative_to(train_folder.resolve()):
+            raise UserError(
+                f"data.test_path: {test_folder} lies in the training folder {train_folder}: "
+                "keep test images elsewhere"
+            )
+    return _read(train_folder, test_folder)
+
+
+def read_imagenet(spec: DataSpec) -> RawData:
+    """ImageNet's usual layout, `path/train/WNID/*.JPEG` and `path/val/WNID/*.JPEG`.
+
+    The labels of its test images were never published: the images in `val` are the test split.
+
+    Raises:
+        UserError: as `read_imagefolder`.
+    """
+    assert spec.path is not None
+    root = local_folder(spec.path, setting="data.path", source="imagenet")
+    for name in ("train", "val"):
+        if not (root / name).is_dir():
+            raise UserError(
+                f"data.path: {root / name} does not exist: imagenet is a folder with train and val "
+                "inside, and in either one folder per class"
+            )
+    return _read(root / "train", root / "val")
+
+
+def local_folder(location: str, *, setting: str, source: str) -> Path:
+    """The folder at a path, which must exist.
+
+    Args:
+        location: path or URI.
+        setting: that gave it, for messages.
+        source: what is read from it, for messages.
+
+    Raises:
+        UserError: it is a URI, a file, or not there.
+    """
+    if "://" in location:
+        raise UserError(
+            f"{setting}: {source} reads local folders, not {location}: mount it, or use "
+            "data.source 'parquet'"
+        )
+    folder = Path(location)
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{setting}: {folder} {problem}: name the folder that {source} is in")
+    return folder
+
+
+def files_as_images(files: Sequence[Path], labels: Sequence[int]) -> RawImages:
+    """Encoded files and their labels, in this order."""
+
+    def read(positions: Integers) -> Iterator[RawImage]:
+        return (files[position] for position in positions)
+
+    return RawImages(
+        labels=np.asarray(labels, dtype=np.int64),
+        name=lambda position: str(files[position]),
+        read=read,
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files at any depth, sorted by path; hidden files are left out."""
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != "."
+    )
+
+
+def _class_parent(location: str, *, setting: str) -> Path:
+    return local_folder(location, setting=setting, source="imagefolder")
+
+
+def _read(train_folder: Path, test_folder: Path | None) -> RawData:
+    class_names = _subfolders(train_folder)
+    if not class_names:
+        raise UserError(f"data.path: {train_folder} holds no class folders")
+    if test_folder is not None:
+        unknown = [name for name in _subfolders(test_folder) if name not in class_names]
+        if unknown:
+            raise UserError(
+                f"{test_folder / unknown[0]}: class {unknown[0]!r} has no training images in "
+                f"{train_folder}: test classes must be among {_listed(class_names)}"
+            )
+    train = _folder_images(train_folder, class_names)
+    empty = np.setdiff1d(np.arange(len(class_names)), train.labels)
+    if empty.size:
+        raise UserError(
+            f"data.path: class folder {train_folder / class_names[empty[0]]} holds no images "
+            f"({', '.join(IMAGE_EXTENSIONS)}): add some or remove it"
+        )
+    return RawData(
+        train=train,
+        test=None if test_folder is None else _folder_images(test_folder, class_names),
+        class_names=tuple(class_names),
+    )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+
+
+def _folder_images(folder: Path, class_names: list[str]) -> RawImages:
+    """The images of all classes, numbered in the order of class, then path."""
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(class_names):
+        of_class = image_files(folder / class_name)
+        files += of_class
+        labels += [label] * len(of_class)
+    return files_as_images(files, labels)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 10 else f"{', '.join(names[:10])}, ..."
