@@ -1,18 +1,22 @@
-"""Penultimate activations of any classifier, found and captured without editing it.
+"""Penultimate activations of any classifier, captured without editing it.
 
 Shape letters: B images, C channels, H x W pixels, K classes, D feature dimensions.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from dcd_core._names import nearest
+from dcd_core.classifier import (
+    as_parameters,
+    before_dropout,
+    checked_logits,
+    find_classifier,
+    probing,
+)
 
 
 class ModelOutput(NamedTuple):
@@ -25,14 +29,14 @@ class ModelOutput(NamedTuple):
 class FeatureModel(nn.Module):
     """A classifier that also returns its features.
 
-    The feature is the input of the classifier layer, or the output of ``feature_layer``. It is
-    captured by a hook on that layer, so the model's code and parameter names stay as they are; the
-    model itself is the attribute ``model``.
+    The feature is the input of the classifier layer, before the dropout where one lies directly
+    before that layer, or the output of ``feature_layer``. It is captured by a hook, so the model's
+    code and parameter names stay as they are; the model itself is the attribute ``model``.
 
     Args:
         model: maps images (B, C, H, W) to logits (B, K).
         images_example: a batch of images as the model gets them, (B, C, H, W) with B >= 1; it is
-            run once, in eval mode, and moved to the model's device and dtype first.
+            run in eval mode, and moved to the model's device and dtype first.
         feature_layer: dotted path of a module whose output is the feature: (B, D), or
             (B, D, h, w), which is averaged over h and w.
 
@@ -54,13 +58,14 @@ class FeatureModel(nn.Module):
         self.feature_layer = feature_layer
         self._capture = _Capture()
         if feature_layer is None:
-            layer = model.get_submodule(find_classifier(model, images_example))
+            classifier = find_classifier(model, images_example)
+            layer = before_dropout(model, classifier, images_example)
             hook = layer.register_forward_pre_hook(self._capture.input_of, with_kwargs=True)
         else:
             hook = _submodule(model, feature_layer).register_forward_hook(self._capture.output_of)
         try:
-            with _probing(model):
-                output = self(_as_parameters(images_example, model))
+            with probing(model):
+                output = self(as_parameters(images_example, model))
         except ValueError:
             hook.remove()  # a refused model is left as it came
             raise
@@ -70,56 +75,10 @@ class FeatureModel(nn.Module):
     def forward(self, images: Tensor) -> ModelOutput:
         """Map images (B, C, H, W) to logits (B, K) and features (B, D); B may be 0."""
         try:
-            logits = _checked_logits(self.model(images))
+            logits = checked_logits(self.model(images))
             return ModelOutput(logits, self._capture.get())
         finally:
             self._capture.value = None  # or the batch's graph would outlive the step
-
-
-def find_classifier(model: nn.Module, images: Tensor) -> str:
-    """Find the layer that computes the logits by running a batch.
-
-    Runs in eval mode without gradient and leaves modes, buffers and parameters as they were.
-
-    Args:
-        model: maps images to logits (B, K).
-        images: (B, C, H, W) with B >= 1.
-
-    Returns:
-        The dotted path of the last Linear or 1x1 Conv2d whose output is the model's output.
-
-    Raises:
-        ValueError: the model does not return logits, no such layer exists, or B is 0.
-    """
-    if images.shape[0] == 0:
-        raise ValueError("images is empty: at least one image is needed to find the classifier")
-    outputs: dict[str, Tensor] = {}  # in the order in which the layers ran last
-
-    def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            outputs.pop(name, None)
-            if output.dim() in (2, 4):
-                outputs[name] = output.flatten(1).clone()  # a later layer may work in place
-
-        return hook
-
-    candidates = {name: m for name, m in model.named_modules() if name and _is_candidate(m)}
-    hooks = [layer.register_forward_hook(record(name)) for name, layer in candidates.items()]
-    try:
-        with _probing(model):
-            logits = _checked_logits(model(_as_parameters(images, model)))
-    finally:
-        for handle in hooks:
-            handle.remove()
-    for name, output in reversed(outputs.items()):
-        if output.shape == logits.shape and output.allclose(
-            logits, rtol=0.0, atol=0.0, equal_nan=True
-        ):
-            return name
-    raise ValueError(
-        f"no Linear or 1x1 Conv2d of {type(model).__name__} outputs its logits, so its features "
-        "are not known: set feature_layer to the path of the module whose output is the feature"
-    )
 
 
 class _Capture:
@@ -133,7 +92,9 @@ class _Capture:
 
     def input_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook."""
-        self.value = _as_feature(args[0] if args else kwargs["input"])
+        feature = _as_feature(args[0] if args else kwargs["input"])
+        # A copy, where the module is a dropout that works in place.
+        self.value = feature.clone() if getattr(module, "inplace", False) else feature
 
     def output_of(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook."""
@@ -145,19 +106,6 @@ class _Capture:
         if self.value is None:
             raise RuntimeError("the feature layer did not run in this forward pass")
         return self.value
-
-
-@contextlib.contextmanager
-def _probing(model: nn.Module) -> Iterator[None]:
-    """Within it, the model is in eval mode and nothing records gradients."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training  # not train(), which some models override
 
 
 def _as_feature(value: Any) -> Tensor:
@@ -172,19 +120,6 @@ def _as_feature(value: Any) -> Tensor:
     )
 
 
-def _checked_logits(output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"the model returns a {type(output).__name__}: a logits tensor is expected"
-        )
-    if output.dim() != 2:
-        raise ValueError(
-            f"the model returns shape {tuple(output.shape)}: a logits tensor (batch, classes) is "
-            "expected"
-        )
-    return output
-
-
 def _submodule(model: nn.Module, path: str) -> nn.Module:
     modules = dict(model.named_modules())
     if path not in modules or not path:
@@ -194,14 +129,3 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
             f"did you mean {suggestion!r}?"
         )
     return model.get_submodule(path)
-
-
-def _is_candidate(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-    )
-
-
-def _as_parameters(images: Tensor, model: nn.Module) -> Tensor:
-    parameter = next(model.parameters(), None)
-    return images if parameter is None else images.to(parameter)

@@ -77,8 +77,8 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         assert text in written, (command, place)
 
 
-def test_the_experiment_of_the_readme_is_valid() -> None:
-    text, cache = snippets("yaml")
+def test_the_experiments_of_the_readme_are_valid() -> None:
+    text, chain, cache = snippets("yaml")
     values = yaml.safe_load(text)
     experiment = build_experiment(values, where="README")
     assert experiment.scaling.workers == 2
@@ -86,6 +86,9 @@ def test_the_experiment_of_the_readme_is_valid() -> None:
     for line in cache.splitlines():  # two ways to write one section
         section = yaml.safe_load(line)
         assert build_experiment(values | section, where="README").teacher_cache.mode == "auto"
+    # What it does is seen in tests/integration/test_chains.py.
+    second = build_experiment(yaml.safe_load(chain), where="README")
+    assert second.tracking.register_as == "small"
 
 
 def test_the_loss_of_the_readme_runs_as_it_stands() -> None:
