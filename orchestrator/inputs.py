@@ -83,10 +83,8 @@ def read_inputs(experiment: Experiment) -> Inputs:
     if experiment.teacher is not None:
         _check_channels(experiment.teacher.normalize, dataset, setting="teacher.normalize")
         if experiment.teacher.fit is not None:
-            fit = read_inputs(_fit_experiment(experiment, experiment.teacher))
+            fit = read_fit(experiment, experiment.teacher)
             _check_same_channels(fit.dataset, dataset)
-            name = f"{fit.experiment.name}-{_fit_hash(fit)}"
-            fit = fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
             num_classes = fit.dataset.num_classes
             network = build_teacher(
                 experiment.teacher,
@@ -96,7 +94,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
                 state=None,
             )
         else:
-            teacher, network = _known_teacher(experiment, experiment.teacher, dataset, pixels)
+            teacher, network = known_teacher(experiment, experiment.teacher, dataset, pixels)
             if teacher.pixels == PixelStatistics(dataset.mean, dataset.std):
                 notes.append(
                     "teacher.normalize is not given: the teacher sees images normalised by the "
@@ -112,6 +110,17 @@ def read_inputs(experiment: Experiment) -> Inputs:
     if dataset.skipped:
         notes.append(f"{dataset.skipped} images could not be decoded and are left out")
     return Inputs(experiment, dataset, teacher, fit, student, student_state, teacher_dim, notes)
+
+
+def read_fit(experiment: Experiment, teacher: TeacherSpec) -> Inputs:
+    """What trains a teacher with `fit`, under the name by which its run is found again.
+
+    Raises:
+        UserError: as in `read_inputs`.
+    """
+    fit = read_inputs(_fit_experiment(experiment, teacher))
+    name = f"{fit.experiment.name}-{_fit_hash(fit)}"
+    return fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
 
 
 def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> Teacher:
@@ -164,9 +173,20 @@ def _without_files(spec: SpecT) -> SpecT:
     return spec.model_copy(update={"args": args, "checkpoint": None, "weights": None})
 
 
-def _known_teacher(
+def known_teacher(
     experiment: Experiment, spec: TeacherSpec, dataset: Dataset, pixels: PixelStatistics
 ) -> tuple[Teacher, FeatureModel]:
+    """A teacher with weights of its own, and its network on the CPU.
+
+    Args:
+        experiment: whose teacher it is.
+        spec: its section.
+        dataset: the images that it is tried on.
+        pixels: what it sees where neither the spec nor its weights tell.
+
+    Raises:
+        UserError: it has no weights, or they do not fit.
+    """
     state, origin = None, spec.checkpoint or spec.weights
     own_pixels = as_pixels(spec.normalize)
     if own_pixels is None and spec.weights is not None:

@@ -205,7 +205,7 @@ def _build(
             in_channels=images_example.shape[1],
             weights=spec.weights,
         )
-        _try_forward(network, images_example, where=spec.source)  # layers may be made in it
+        try_forward(network, images_example, where=spec.source)  # layers may be made in it
     with _setting(f"{role}.checkpoint"):
         if state is None and spec.checkpoint is not None:
             state = read_state_dict(spec.checkpoint)
@@ -217,7 +217,7 @@ def _build(
         raise UserError(f"{where}: {error}") from error
 
 
-def _try_forward(network: nn.Module, images: Tensor, *, where: str) -> None:
+def try_forward(network: nn.Module, images: Tensor, *, where: str) -> None:
     """Run one batch in eval mode, so that a misfit of images and network is told as one."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
