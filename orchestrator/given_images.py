@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcd_core import normalize
 from orchestrator.build import example_images
+from orchestrator.built_model import Classifier
 from orchestrator.data import Dataset, ImageSet
 from orchestrator.errors import UserError
 from orchestrator.evaluation import Images, PixelStatistics
@@ -20,7 +21,7 @@ from orchestrator.experiment_file import (
     parse_override,
     read_yaml,
 )
-from orchestrator.given_model import YAML, Classifier, Given
+from orchestrator.given_model import YAML, Given
 from orchestrator.places import tracking_place
 from orchestrator.sources import try_forward
 from orchestrator.spec import Experiment

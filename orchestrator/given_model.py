@@ -1,4 +1,4 @@
-"""The classifier that a command is about: found by what the user calls it, built for its images.
+"""The classifier that a command is about, found by what the user calls it.
 
 It is called by the name of a run, a folder with a run or a student, ``mlflow:URI``, an experiment
 file, which stands for its teacher, or a checkpoint file together with the source of its network.
@@ -10,27 +10,18 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
-
-from orchestrator.build import student_pixels
-from orchestrator.checkpoint_file import load_weights, read_state_dict
-from orchestrator.data import Dataset
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
-from orchestrator.evaluation import PixelStatistics
 from orchestrator.experiment_file import build_experiment, load_experiment
-from orchestrator.inputs import known_teacher, read_fit
-from orchestrator.mlflow_run import KEY_TAG
-from orchestrator.places import Places, storage_folder
-from orchestrator.sources import build_network
+from orchestrator.inputs import read_fit
+from orchestrator.places import storage_folder
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
-from orchestrator.student_model import SOURCE_FILE, Package, load_student, read_package
+from orchestrator.student_model import SOURCE_FILE, Package, read_package
 from orchestrator.tracking import is_group
-from orchestrator.tracking_files import REQUEST, STATE
 
 YAML = (".yaml", ".yml")
-_MLFLOW = ("mlflow:", "models:/", "runs:/")
+MLFLOW = ("mlflow:", "models:/", "runs:/")
 _MAX_NAMES = 10
 
 
@@ -70,18 +61,6 @@ class Given(NamedTuple):
         return self.package.image_shape[1:] if self.package else None
 
 
-class Classifier(NamedTuple):
-    """A network that is ready to be asked."""
-
-    name: str
-    network: nn.Module
-    """In eval mode on the CPU; normalised images (B, C, H, W) -> logits (B, K)."""
-    pixels: PixelStatistics
-    """What it sees."""
-    origin: dict[str, str]
-    """Where its weights come from, as tags."""
-
-
 def find_model(
     given: str,
     *,
@@ -108,7 +87,7 @@ def find_model(
         return Given(_base_name(given), source=Source(source, given, num_classes))
     if num_classes is not None:
         raise UserError("--num-classes is of a checkpoint's network: give --source too")
-    if given.startswith(_MLFLOW):
+    if given.startswith(MLFLOW):
         location = _with_scheme(given)
         package = read_package(location, tracking_uri=tracking_uri)
         return Given(_base_name(location), package_at=location, package=package)
@@ -137,69 +116,6 @@ def teacher_of(given: Given, *, storage: str | None = None) -> Given | None:
             "and not where that is: give --teacher"
         )
     return None
-
-
-def build_classifier(
-    given: Given, images: Experiment, dataset: Dataset, *, tracking_uri: str | None = None
-) -> Classifier:
-    """Build a network with its weights, for images.
-
-    Args:
-        given: what to build.
-        images: the experiment whose `data` section the images come from.
-        dataset: the images.
-        tracking_uri: where MLflow is, when not the default.
-
-    Raises:
-        UserError: it cannot be built, or its weights do not fit.
-    """
-    pixels = student_pixels(images.data, dataset)
-    if given.package is not None and given.package_at is not None:
-        network = load_student(given.package_at, tracking_uri=tracking_uri)
-        own = PixelStatistics(given.package.mean, given.package.std)
-        return Classifier(given.name, network, own, {"source": given.package.source})
-    if given.source is not None:
-        network = _from_checkpoint(given.source, dataset)
-        origin = {"source": given.source.source, "checkpoint": given.source.checkpoint}
-        return Classifier(given.name, network, pixels, origin)
-    assert given.experiment is not None and given.experiment.teacher is not None
-    teacher, features = known_teacher(given.experiment, given.experiment.teacher, dataset, pixels)
-    origin = {key.removeprefix("teacher."): value for key, value in teacher.lineage.items()}
-    return Classifier(given.name, features.model.eval(), teacher.pixels, origin)
-
-
-def model_tags(given: Given, classifier: Classifier, *, places: Places) -> dict[str, str]:
-    """Tags that link what is measured of a model to the model's own run; none with tracking off.
-
-    Args:
-        given: the model.
-        classifier: the same, built.
-        places: where MLflow is.
-
-    Raises:
-        UserError: MLflow has the model, and does not say whose it is.
-    """
-    if places.tracking_uri is None:
-        return {}
-    tags = {"dcd.student": given.name}
-    tags |= {f"dcd.student.{key}": value for key, value in classifier.origin.items()}
-    if given.folder is not None:
-        tags["dcd.student.run_folder"] = given.folder.location
-        request = given.folder.read_json(REQUEST)
-        if request is not None:
-            # Known also while the server does not have the run yet, and so no id of it.
-            tags[f"dcd.student.{KEY_TAG.removeprefix('dcd.')}"] = request["key"]
-            run_id = (given.folder.read_json(STATE) or {}).get("run_id")
-            if run_id is not None:
-                tags["dcd.student.run_id"] = run_id
-    elif given.package_at is not None and given.package_at.startswith(_MLFLOW):
-        from orchestrator.mlflow_origin import run_of_model
-
-        tags["dcd.student.model"] = given.package_at.removeprefix("mlflow:")
-        tags["dcd.student.run_id"] = run_of_model(
-            given.package_at, tracking_uri=places.tracking_uri
-        )
-    return tags
 
 
 def _teacher_in(experiment: Experiment, storage: str | None) -> Given:
@@ -274,17 +190,6 @@ def _student_in(group: Folder, name: str) -> str:
             if (group / part / run / "student").read(SOURCE_FILE) is not None:
                 return f", such as {name}/{part}/{run}"
     return ""
-
-
-def _from_checkpoint(given: Source, dataset: Dataset) -> nn.Module:
-    network = build_network(
-        given.source,
-        args={},
-        num_classes=given.num_classes or dataset.num_classes,
-        in_channels=dataset.train.images.shape[1],
-    )
-    load_weights(network, read_state_dict(given.checkpoint), where=given.checkpoint)
-    return network.eval()
 
 
 def _with_scheme(given: str) -> str:

@@ -12,6 +12,7 @@ from orchestrator.assessment.evaluation import Evaluation, Judged
 from orchestrator.assessment.files import evaluation_files, evaluation_metrics
 from orchestrator.assessment.metrics import measure_agreement, measure_quality
 from orchestrator.assessment.report import describe_evaluation
+from orchestrator.built_model import Classifier, build_classifier, model_tags
 from orchestrator.data import Dataset, ImageSet, describe_counts, load_dataset
 from orchestrator.errors import UserError
 from orchestrator.given_images import (
@@ -23,14 +24,7 @@ from orchestrator.given_images import (
     differing_names,
     images_for,
 )
-from orchestrator.given_model import (
-    Classifier,
-    Given,
-    build_classifier,
-    find_model,
-    model_tags,
-    teacher_of,
-)
+from orchestrator.given_model import Given, find_model, teacher_of
 from orchestrator.places import Places
 from orchestrator.progress import Display
 from orchestrator.results_folder import (

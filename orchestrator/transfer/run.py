@@ -9,10 +9,11 @@ import torch
 
 from dcd_core import FeatureModel
 from orchestrator.build import example_images
+from orchestrator.built_model import Classifier, build_classifier, model_tags
 from orchestrator.data import Dataset, ImageSet, describe_counts, load_dataset
 from orchestrator.errors import UserError
 from orchestrator.given_images import asked_tracking, check_images, choose_split, images_for
-from orchestrator.given_model import Classifier, Given, build_classifier, find_model, model_tags
+from orchestrator.given_model import Given, find_model
 from orchestrator.places import Places
 from orchestrator.progress import Display
 from orchestrator.results_folder import (
