@@ -29,14 +29,23 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     Raises:
         UserError: the file is missing, not YAML, or not a valid experiment.
     """
-    values = _read_yaml(Path(path))
+    values = read_yaml(Path(path))
     if isinstance(values.get("teacher_cache"), str | bool):
         # One word for the whole section; an override may be of one of its fields.
         values["teacher_cache"] = cache_section(values["teacher_cache"])
+    apply_overrides(values, overrides)
+    return build_experiment(values, where=str(path))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Set fields of plain values in place, by ``a.b=value``.
+
+    Raises:
+        UserError: one is nothing of the kind.
+    """
     for override in overrides:
         key, value = parse_override(override)
         _set(values, key.split("."), value, f"--set {override}")
-    return build_experiment(values, where=str(path))
 
 
 def build_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
@@ -149,7 +158,12 @@ def is_uri(text: str) -> bool:
     return "://" in text
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in an experiment file, not yet checked.
+
+    Raises:
+        UserError: there is no such file, or it is no YAML mapping.
+    """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

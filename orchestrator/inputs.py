@@ -77,10 +77,8 @@ def read_inputs(experiment: Experiment) -> Inputs:
     if experiment.teacher is not None:
         _check_channels(experiment.teacher.normalize, dataset, setting="teacher.normalize")
         if experiment.teacher.fit is not None:
-            fit = read_inputs(_fit_experiment(experiment, experiment.teacher))
+            fit = read_fit(experiment, experiment.teacher)
             _check_same_channels(fit.dataset, dataset)
-            name = f"{fit.experiment.name}-{_fit_hash(fit)}"
-            fit = fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
             num_classes = fit.dataset.num_classes
             network = build_teacher(
                 experiment.teacher,
@@ -90,7 +88,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
                 state=None,
             )
         else:
-            teacher, network = _known_teacher(experiment, experiment.teacher, dataset, notes)
+            teacher, network = known_teacher(experiment, experiment.teacher, dataset, notes)
         note = check_classes(
             network, num_classes=dataset.num_classes, uses_kd=experiment.objective.uses_kd
         )
@@ -104,6 +102,17 @@ def read_inputs(experiment: Experiment) -> Inputs:
     notes += [balance] if balance else []
     state = student.model.state_dict() if start is not None else None
     return Inputs(experiment, dataset, teacher, fit, student, state, teacher_dim, notes, start)
+
+
+def read_fit(experiment: Experiment, teacher: TeacherSpec) -> Inputs:
+    """What trains a teacher with `fit`, under the name by which its run is found again.
+
+    Raises:
+        UserError: as in `read_inputs`.
+    """
+    fit = read_inputs(_fit_experiment(experiment, teacher))
+    name = f"{fit.experiment.name}-{_fit_hash(fit)}"
+    return fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
 
 
 def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> Teacher:
@@ -142,10 +151,20 @@ def _check_same_channels(fit: Dataset, dataset: Dataset) -> None:
         )
 
 
-def _known_teacher(
+def known_teacher(
     experiment: Experiment, spec: TeacherSpec, dataset: Dataset, notes: list[str]
 ) -> tuple[Teacher, FeatureModel]:
-    """A teacher whose weights are there."""
+    """A teacher with weights of its own, and its network on the CPU.
+
+    Args:
+        experiment: whose teacher it is.
+        spec: its section.
+        dataset: the images that it is tried on.
+        notes: gets what the user should know.
+
+    Raises:
+        UserError: it has no weights, or they do not fit.
+    """
     origin = find_origin(spec, tracking_uri=experiment.tracking.uri)
     if not origin.tags:
         raise UserError(

@@ -139,7 +139,7 @@ def log_values(
 
 
 def log_dataset(client: MlflowClient, run_id: str, values: dict[str, str]) -> None:
-    """Show what data a run is trained on."""
+    """Show what data a run is trained or measured on."""
     client.log_inputs(run_id, datasets=[_dataset_input(values)])
 
 
@@ -213,7 +213,8 @@ def _dataset_input(values: dict[str, str]) -> DatasetInput:
         source=json.dumps({"uri": values["source"]}),
         profile=values["profile"],
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+    context = values.get("context", "training")
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _experiment_id(to: Destination, request: dict[str, Any]) -> str:

@@ -42,6 +42,15 @@ COVERED = {
         "tests/integration/test_demo.py",
         '"plan", "examples/digits.yaml", "--space", "dcd", "--trials", "16"',
     ),
+    "dcd evaluate digits": (
+        "tests/integration/test_demo.py",
+        'run(newcomer, "evaluate", "digits")',
+    ),
+    "dcd transfer digits --data imagefolder --set data.path=photos --set data.test_fraction=0.3": (
+        "tests/integration/test_demo.py",
+        '"transfer", "digits", "--data", "imagefolder", "--set", "data.path=photos", "--set", '
+        '"data.test_fraction=0.3"',
+    ),
     "dcd cache ls": ("tests/integration/test_demo.py", 'run(newcomer, "cache", "ls")'),
     "dcd cache warm examples/digits.yaml": (
         "tests/integration/test_demo.py",
