@@ -8,7 +8,13 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from dcd_core import FeatureModel
-from orchestrator.build import as_pixels, example_images, feature_layers, student_pixels
+from orchestrator.build import (
+    as_pixels,
+    capture_hints,
+    example_images,
+    feature_layers,
+    student_pixels,
+)
 from orchestrator.data import Dataset, load_dataset
 from orchestrator.errors import UserError
 from orchestrator.evaluation import PixelStatistics
@@ -53,6 +59,8 @@ class Inputs(NamedTuple):
     """Width of the teacher's features."""
     notes: list[str]
     """What the user should know and need not act on."""
+    teacher_hints: tuple[tuple[int, int, int], ...] = ()
+    """(C, h, w) of the teacher's intermediate features that the method compares."""
 
 
 def read_inputs(experiment: Experiment) -> Inputs:
@@ -80,6 +88,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
     check_small_batches(experiment, student, dataset)
     notes: list[str] = []
     teacher, fit, teacher_dim = None, None, None
+    teacher_hints: tuple[tuple[int, int, int], ...] = ()
     if experiment.teacher is not None:
         _check_channels(experiment.teacher.normalize, dataset, setting="teacher.normalize")
         if experiment.teacher.fit is not None:
@@ -103,15 +112,34 @@ def read_inputs(experiment: Experiment) -> Inputs:
                     "statistics of the student's training images, not by those it was trained with"
                 )
         note = check_classes(
-            network, num_classes=dataset.num_classes, uses_kd=experiment.objective.uses_kd
+            network, num_classes=dataset.num_classes, uses_kd=experiment.objective.uses_classes
         )
         notes += [note] if note else []
         if note and experiment.teacher.min_top1:
             raise UserError(f"teacher.min_top1: {note}, so it has no accuracy here: drop min_top1")
         teacher_dim = network.feature_dim
+        teacher_pixels = pixels if teacher is None else teacher.pixels
+        capture_hints(
+            experiment.objective,
+            student,
+            network,
+            student_example=example_images(dataset, pixels),
+            teacher_example=example_images(dataset, teacher_pixels),
+        )
+        teacher_hints = network.hint_shapes
     if dataset.skipped:
         notes.append(f"{dataset.skipped} images could not be decoded and are left out")
-    return Inputs(experiment, dataset, teacher, fit, student, student_state, teacher_dim, notes)
+    return Inputs(
+        experiment,
+        dataset,
+        teacher,
+        fit,
+        student,
+        student_state,
+        teacher_dim,
+        notes,
+        teacher_hints,
+    )
 
 
 def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> Teacher:
