@@ -17,7 +17,7 @@ from dcd_core.classifier import find_classifier
 from dcd_core.counter_hash import mix
 from dcd_core.distiller import Distiller, DistillerOutput
 from dcd_core.distributed import gather_rows, shares
-from dcd_core.features import FeatureModel, ModelOutput
+from dcd_core.features import FeatureModel, HintedOutput, ModelOutput
 from dcd_core.frozen import FrozenTeacher, fold_batch_norm_
 from dcd_core.memory_format import use_channels_last_
 from dcd_core.models import MODELS, build_model
@@ -41,6 +41,7 @@ __all__ = [
     "EpochMeans",
     "FeatureModel",
     "FrozenTeacher",
+    "HintedOutput",
     "Losses",
     "Meter",
     "MicroBatch",

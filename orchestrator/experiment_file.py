@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
-from orchestrator.spec import METHOD_WEIGHTS, Experiment, cache_section
+from orchestrator.spec import Experiment, cache_section
+from orchestrator.spec.methods import base_name, find_method, method_weights
 from search_spaces import parse_yaml
 
 # Sections and fields that say where a run happens, not what it computes; see `identity`.
@@ -60,17 +61,28 @@ def build_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
 def changed(experiment: Experiment, updates: Mapping[str, Any]) -> Experiment:
     """A copy of an experiment with dotted fields changed, validated again.
 
-    Another method brings its own weights: those that the old one had set are dropped.
+    Another method brings its own weights and hyperparameters: those of the old one are dropped.
     """
     values = experiment.model_dump()
-    objective = values["objective"]
-    if updates.get("objective.method", objective["method"]) != objective["method"]:
-        for key, default in METHOD_WEIGHTS[objective["method"]].items():
-            if objective[key] == (default or 0.0):
-                del objective[key]
+    _leave_method(values["objective"], updates.get("objective.method"))
     for path, value in updates.items():
         _set(values, path.split("."), value, path)
     return build_experiment(values, where="the changed experiment")
+
+
+def _leave_method(objective: dict[str, Any], method: Any) -> None:
+    """Drop what another method does not take: defaults of weights, hyperparameters, layers."""
+    old = objective["method"]
+    if not isinstance(method, str) or method == old:
+        return
+    for key, default in method_weights(old).items():
+        if objective[key] == (default or 0.0):
+            del objective[key]
+    if base_name(method) != base_name(old):
+        del objective["method_args"]
+        module = find_method(method)
+        if module is None or module.hints == "none":
+            del objective["hint_layers"]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dcd_core import FeatureModel
-from orchestrator.build import as_pixels, example_images, feature_layers, student_pixels
+from orchestrator.build import (
+    as_pixels,
+    capture_hints,
+    example_images,
+    feature_layers,
+    student_pixels,
+)
 from orchestrator.data import Dataset, load_dataset
 from orchestrator.data.balance import describe_balance
 from orchestrator.errors import UserError
@@ -58,6 +64,8 @@ class Inputs(NamedTuple):
     """What the user should know and need not act on."""
     start: Start | None
     """Of a student with weights of its own; None of one that starts at random."""
+    teacher_hints: tuple[tuple[int, int, int], ...] = ()
+    """(C, h, w) of the teacher's intermediate features that the method compares."""
 
 
 def read_inputs(experiment: Experiment) -> Inputs:
@@ -74,6 +82,7 @@ def read_inputs(experiment: Experiment) -> Inputs:
     student, start = starting_student(experiment, dataset, pixels, notes)
     check_small_batches(experiment, student, dataset)
     teacher, fit, teacher_dim = None, None, None
+    teacher_hints: tuple[tuple[int, int, int], ...] = ()
     if experiment.teacher is not None:
         _check_channels(experiment.teacher.normalize, dataset, setting="teacher.normalize")
         if experiment.teacher.fit is not None:
@@ -90,18 +99,38 @@ def read_inputs(experiment: Experiment) -> Inputs:
         else:
             teacher, network = known_teacher(experiment, experiment.teacher, dataset, notes)
         note = check_classes(
-            network, num_classes=dataset.num_classes, uses_kd=experiment.objective.uses_kd
+            network, num_classes=dataset.num_classes, uses_kd=experiment.objective.uses_classes
         )
         notes += [note] if note else []
         if note and experiment.teacher.min_top1:
             raise UserError(f"teacher.min_top1: {note}, so it has no accuracy here: drop min_top1")
         teacher_dim = network.feature_dim
+        teacher_pixels = pixels if teacher is None else teacher.pixels
+        capture_hints(
+            experiment.objective,
+            student,
+            network,
+            student_example=example_images(dataset, pixels),
+            teacher_example=example_images(dataset, teacher_pixels),
+        )
+        teacher_hints = network.hint_shapes
     if dataset.skipped:
         notes.append(f"{dataset.skipped} images could not be decoded and are left out")
     balance = describe_balance(dataset)
     notes += [balance] if balance else []
     state = student.model.state_dict() if start is not None else None
-    return Inputs(experiment, dataset, teacher, fit, student, state, teacher_dim, notes, start)
+    return Inputs(
+        experiment,
+        dataset,
+        teacher,
+        fit,
+        student,
+        state,
+        teacher_dim,
+        notes,
+        start,
+        teacher_hints,
+    )
 
 
 def read_fit(experiment: Experiment, teacher: TeacherSpec) -> Inputs:

@@ -206,8 +206,8 @@ def check_classes(teacher: FeatureModel, *, num_classes: int, uses_kd: bool) -> 
     if uses_kd:
         raise UserError(
             f"teacher: it has {teacher.num_classes} classes and the data {num_classes}, so its "
-            "class probabilities mean nothing here: set objective.kd_weight: 0 (method dcd), or "
-            "use a teacher of these classes"
+            "class probabilities mean nothing here: set objective.kd_weight: 0 (a "
+            "method that compares features, such as dcd), or use a teacher of these classes"
         )
     return (
         f"the teacher has {teacher.num_classes} classes and the data {num_classes}: only its "

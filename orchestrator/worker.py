@@ -23,6 +23,7 @@ from orchestrator.build import (
     build_objective,
     build_optimizer,
     build_recipe,
+    capture_hints,
     example_images,
     feature_layers,
     student_pixels,
@@ -146,6 +147,8 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         experiment.objective,
         micro_batch_size=experiment.train.micro_batch_size,
         seed=experiment.seed,
+        teacher_hints=teacher.hint_shapes if teacher is not None else (),
+        train_labels=Images.of(dataset.train).labels,
     ).to(ranks.device)
     if computation.compiled:
         torch.compiler.reset()  # a process that trains many students compiles each of them
@@ -330,6 +333,14 @@ def _build_networks(
         feature_layer=layers["student"],
         state=None if start is None else shared.student_state,
     ).to(ranks.device)
+    if teacher is not None and work.teacher_pixels is not None:
+        capture_hints(
+            experiment.objective,
+            student,
+            teacher,
+            student_example=example_images(dataset, pixels),
+            teacher_example=example_images(dataset, work.teacher_pixels),
+        )
     return student, teacher
 
 
