@@ -13,10 +13,11 @@ from dcd_core.augment import (
     sample_order,
 )
 from dcd_core.batch_norm import synchronise_batch_norm
+from dcd_core.classifier import find_classifier
 from dcd_core.counter_hash import mix
 from dcd_core.distiller import Distiller, DistillerOutput
 from dcd_core.distributed import gather_rows, shares
-from dcd_core.features import FeatureModel, ModelOutput, find_classifier
+from dcd_core.features import FeatureModel, HintedOutput, ModelOutput
 from dcd_core.frozen import FrozenTeacher, fold_batch_norm_
 from dcd_core.memory_format import use_channels_last_
 from dcd_core.models import MODELS, build_model
@@ -40,6 +41,7 @@ __all__ = [
     "EpochMeans",
     "FeatureModel",
     "FrozenTeacher",
+    "HintedOutput",
     "Losses",
     "Meter",
     "MicroBatch",

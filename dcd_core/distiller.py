@@ -1,4 +1,5 @@
-"""All that is learned: the student, the projection heads, the temperature and the bias.
+"""All that is learned: the student, the projection heads, the temperature and the bias, and what
+another method learns.
 
 Shape letters: B images, C channels, H x W pixels, K classes, D feature dimensions, P projection
 dimensions.
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from dcd_core._precision import full_precision
 from dcd_core.batch_norm import is_synchronised
-from dcd_core.features import FeatureModel, ModelOutput
+from dcd_core.features import FeatureModel, HintedOutput, ModelOutput
+from dcd_core.objectives.method import Lesson, Method
 
 _SHORTEST = 1e-6
 """Embeddings shorter than this are not stretched to unit length: at 0 there is no direction, and
@@ -23,13 +25,17 @@ the gradient of the normalisation grows as 1 / length."""
 
 
 class DistillerOutput(NamedTuple):
-    """What a ``Distiller`` returns; without heads, all but the logits are None."""
+    """What a ``Distiller`` returns.
+
+    Without DCD's heads, the embeddings and scalars are None, and without a method its term is.
+    """
 
     logits: Tensor  # (B, K)
     student_embedding: Tensor | None  # (B, P), unit length, at least float32
     teacher_embedding: Tensor | None  # (B, P), unit length, at least float32
     log_temperature: Tensor | None  # ()
     bias: Tensor | None  # ()
+    method_term: Tensor | None = None  # (B,), at least float32
 
 
 class Distiller(nn.Module):
@@ -45,6 +51,7 @@ class Distiller(nn.Module):
         init_bias: where b starts.
         learn_bias: whether b is trained. It acts in the sigmoid contrast only; under softmax its
             gradient is rounding noise, which an adaptive optimizer would amplify.
+        method: another term that compares both networks, with all that it learns.
 
     Raises:
         ValueError: not 0 < min_temperature <= init_temperature.
@@ -60,6 +67,7 @@ class Distiller(nn.Module):
         min_temperature: float = 0.1,
         init_bias: float = 0.0,
         learn_bias: bool = False,
+        method: Method | None = None,
     ) -> None:
         super().__init__()
         if not 0 < min_temperature <= init_temperature < math.inf:
@@ -68,6 +76,7 @@ class Distiller(nn.Module):
                 f"{min_temperature}, which must be above 0"
             )
         self.student = student
+        self.method = method
         self.min_temperature = min_temperature
         self.student_head: nn.Linear | None = None
         self.teacher_head: nn.Linear | None = None
@@ -84,22 +93,32 @@ class Distiller(nn.Module):
         """T, detached; None without heads."""
         return None if self.log_temperature is None else self.log_temperature.detach().exp()
 
-    def forward(self, images: Tensor, teacher_features: Tensor | None = None) -> DistillerOutput:
-        """Run the student and project both features.
+    def forward(
+        self,
+        images: Tensor,
+        teacher_features: Tensor | None = None,
+        lesson: Lesson | None = None,
+    ) -> DistillerOutput:
+        """Run the student, project both features, and compute the method's term.
 
         Args:
             images: (B, C, H, W); B may be 0 on a rank without rows.
             teacher_features: the frozen teacher's features of the same images, (B, D); needed if
                 and only if there are heads.
+            lesson: what the method learns from beside the student; without one it rests.
 
         Raises:
-            ValueError: ``teacher_features`` is missing, unwanted or of the wrong shape.
+            ValueError: ``teacher_features`` is missing, unwanted or of the wrong shape, or the
+                lesson is unwanted.
         """
-        logits, features = self._run_student(images)
+        student = HintedOutput(*self._run_student(images))
+        if lesson is not None and self.method is None:
+            raise ValueError("a lesson is given but there is no method to learn from it")
+        method_term = None if self.method is None else self.method(student, lesson)
         if self.student_head is None or self.teacher_head is None:
             if teacher_features is not None:
                 raise ValueError("teacher_features is given but teacher_dim was None: no heads")
-            return DistillerOutput(logits, None, None, None, None)
+            return DistillerOutput(student.logits, None, None, None, None, method_term)
         expected = (images.shape[0], self.teacher_head.in_features)
         if teacher_features is None or teacher_features.shape != expected:
             found = None if teacher_features is None else tuple(teacher_features.shape)
@@ -107,8 +126,10 @@ class Distiller(nn.Module):
         assert self.log_temperature is not None  # as the heads
         assert self.bias is not None
         return DistillerOutput(
-            logits=logits,
-            student_embedding=_embed(features, self.student_head.weight, self.student_head.bias),
+            logits=student.logits,
+            student_embedding=_embed(
+                student.features, self.student_head.weight, self.student_head.bias
+            ),
             teacher_embedding=_embed(
                 teacher_features, self.teacher_head.weight, self.teacher_head.bias
             ),
@@ -116,6 +137,7 @@ class Distiller(nn.Module):
             # takes a parameter that is an output for an unused one.
             log_temperature=self.log_temperature.clone(),
             bias=self.bias.clone(),
+            method_term=method_term,
         )
 
     @torch.no_grad()
@@ -154,7 +176,7 @@ class Distiller(nn.Module):
             )
         return groups
 
-    def _run_student(self, images: Tensor) -> ModelOutput:
+    def _run_student(self, images: Tensor) -> ModelOutput | HintedOutput:
         """The student's output, for no images too.
 
         Synchronised BatchNorm needs every rank in its collectives, and can do with no rows. Any
@@ -162,14 +184,17 @@ class Distiller(nn.Module):
         divide by zero, which turns the zero gradients into NaN.
         """
         if images.shape[0] > 0 or is_synchronised(self.student):
-            output: ModelOutput = self.student(images)
+            output: ModelOutput | HintedOutput = self.student(images)
             return output
         # DDP waits for a gradient of every parameter: the sum over no element gives zeros.
         zero = images.new_zeros(())
         for parameter in self.student.parameters():
             zero = zero + parameter.reshape(-1)[:0].sum()
-        logits = images.new_zeros(0, self.student.num_classes) + zero
-        return ModelOutput(logits, images.new_zeros(0, self.student.feature_dim) + zero)
+        sizes = ((self.student.num_classes,), (self.student.feature_dim,))
+        logits, features, *hints = (
+            images.new_zeros(0, *size) + zero for size in (*sizes, *self.student.hint_shapes)
+        )
+        return HintedOutput(logits, features, tuple(hints))
 
 
 @full_precision

@@ -14,7 +14,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dcd_core.features import FeatureModel, ModelOutput
+from dcd_core.features import FeatureModel, HintedOutput, ModelOutput
 from dcd_core.memory_format import use_channels_last_
 from dcd_core.step import freeze_teacher
 
@@ -30,11 +30,12 @@ class FrozenTeacher(nn.Module):
     Args:
         model: the teacher, on its device.
         images_example: images as it gets them, (B, C, H, W) there.
-        precision: of its computation; logits and features are float32 in any case.
+        precision: of its computation; what it gives is float32 in any case.
 
     Attributes:
         feature_dim: D.
         num_classes: K.
+        hint_shapes: (C, h, w) of each intermediate feature.
         num_folded: how many BatchNorms were folded.
         precision: of its computation.
     """
@@ -50,6 +51,7 @@ class FrozenTeacher(nn.Module):
         self.model = freeze_teacher(model)
         self.feature_dim = model.feature_dim
         self.num_classes = model.num_classes
+        self.hint_shapes = model.hint_shapes
         self.num_folded = fold_batch_norm_(model.model)
         self.precision = precision
         self._memory_format = torch.contiguous_format
@@ -60,8 +62,8 @@ class FrozenTeacher(nn.Module):
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(precision)
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        """Map images (B, C, H, W) to logits (B, K) and features (B, D), which need no gradient."""
+    def forward(self, images: Tensor) -> ModelOutput | HintedOutput:
+        """What the model gives for images (B, C, H, W), without gradient."""
         with (
             torch.inference_mode(),
             torch.autocast(
@@ -70,7 +72,9 @@ class FrozenTeacher(nn.Module):
         ):
             output = self.model(images.contiguous(memory_format=self._memory_format))
         # Copies made here are ordinary tensors, which the heads may keep for their backward pass.
-        logits, features = (value.clone().float() for value in output)
+        logits, features, *hints = (value.clone().float() for value in _parts(output))
+        if hints:
+            return HintedOutput(logits, features, tuple(hints))
         return ModelOutput(logits, features)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -80,6 +84,11 @@ class FrozenTeacher(nn.Module):
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Stays in eval mode."""
         return super().train(False)
+
+
+def _parts(output: ModelOutput | HintedOutput) -> list[Tensor]:
+    hints = output.hints if isinstance(output, HintedOutput) else ()
+    return [output.logits, output.features, *hints]
 
 
 def fold_batch_norm_(model: nn.Module) -> int:

@@ -5,10 +5,11 @@
     consistency = KL(softmax_k(l_ki) || softmax_j(l_ij))
     kd          = kd_temperature^2 KL(teacher_i || student_i)
     total       = ce_weight CE + kd_weight kd
-                + dcd_weight (contrast + consistency_weight consistency)
+                + dcd_weight (contrast + consistency_weight consistency) + method_weight method
 
 The paper's multiplier exp(tau) is 1 / T, so tau = -log T; its alpha is ``consistency_weight``, its
-beta ``dcd_weight`` and its lambda ``kd_weight``. Under softmax, b changes nothing.
+beta ``dcd_weight`` and its lambda ``kd_weight``. Under softmax, b changes nothing. The last term is
+that of another method (``dcd_core.objectives``), where there is one.
 
 Shape letters: n images on this rank, N on all ranks, K classes, P projection dimensions.
 """
@@ -43,7 +44,8 @@ class Losses(NamedTuple):
     total: Tensor
     """The weighted sum, a scalar."""
     terms: dict[str, Tensor]
-    """Unweighted scalars of the active terms: "ce", "kd", "contrast", "consistency"."""
+    """Unweighted scalars of the active terms: "ce", "kd", "contrast", "consistency", or a method's
+    name."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Objective:
         contrast: "softmax" (the paper) or "sigmoid" (one decision per pair).
         negatives: "all" (the paper) or "other_class", which leaves images of the anchor's class out
             of the contrast's negatives; the consistency stays.
+        method_weight: weight of another method's term, which the distiller computes.
+        method: name of that term.
 
     Raises:
         ValueError: a value is out of range.
@@ -71,9 +75,17 @@ class Objective:
     consistency_weight: float = 0.5
     contrast: Literal["softmax", "sigmoid"] = "softmax"
     negatives: Literal["all", "other_class"] = "all"
+    method_weight: float = 0.0
+    method: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ce_weight", "kd_weight", "dcd_weight", "consistency_weight"):
+        for name in (
+            "ce_weight",
+            "kd_weight",
+            "dcd_weight",
+            "consistency_weight",
+            "method_weight",
+        ):
             weight = getattr(self, name)
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"{name} must be a finite number, 0 or more, not {weight}")
@@ -83,8 +95,12 @@ class Objective:
             raise ValueError(f"contrast must be 'softmax' or 'sigmoid', not {self.contrast!r}")
         if self.negatives not in ("all", "other_class"):
             raise ValueError(f"negatives must be 'all' or 'other_class', not {self.negatives!r}")
-        if self.ce_weight == self.kd_weight == self.dcd_weight == 0:
-            raise ValueError("ce_weight, kd_weight and dcd_weight are all 0: nothing to minimise")
+        if self.method_weight > 0 and self.method is None:
+            raise ValueError("method_weight is above 0: give the name of the method")
+        if self.ce_weight == self.kd_weight == self.dcd_weight == self.method_weight == 0:
+            raise ValueError(
+                "ce_weight, kd_weight, dcd_weight and method_weight are all 0: nothing to minimise"
+            )
 
     @property
     def uses_teacher_logits(self) -> bool:
@@ -95,6 +111,11 @@ class Objective:
     def uses_features(self) -> bool:
         """Whether the teacher's features, and so the projection heads, are needed."""
         return self.dcd_weight > 0
+
+    @property
+    def uses_method(self) -> bool:
+        """Whether another method's term is needed."""
+        return self.method_weight > 0
 
     def __call__(
         self,
@@ -136,6 +157,9 @@ class Objective:
             )
         if self.uses_features:
             per_anchor |= self._dcd_terms(output, labels, counts=counts, rank=rank, group=group)
+        if self.uses_method:
+            assert self.method is not None and output.method_term is not None  # checked
+            per_anchor[self.method] = output.method_term
         scale = len(counts) / sum(counts)
         terms = {name: scale * values.sum() for name, values in per_anchor.items()}
         weights = {
@@ -144,6 +168,8 @@ class Objective:
             "contrast": self.dcd_weight,
             "consistency": self.dcd_weight * self.consistency_weight,
         }
+        if self.method is not None:
+            weights[self.method] = self.method_weight
         total = sum((weights[name] * term for name, term in terms.items()), _zero_of(output))
         return Losses(total, terms)
 
@@ -156,7 +182,7 @@ class Objective:
         rank: int,
         group: dist.ProcessGroup | None,
     ) -> dict[str, Tensor]:
-        student, teacher, log_temperature, bias = output[1:]
+        student, teacher, log_temperature, bias = output[1:5]
         assert student is not None  # checked, and the others come with it
         assert teacher is not None
         assert log_temperature is not None
@@ -211,6 +237,8 @@ class Objective:
             raise ValueError(
                 "dcd_weight is above 0 but the distiller has no heads: give teacher_dim"
             )
+        if self.uses_method and output.method_term is None:
+            raise ValueError("method_weight is above 0 but the distiller has no method: give one")
 
 
 def _zero_of(output: DistillerOutput) -> Tensor:

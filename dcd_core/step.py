@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dcd_core.distiller import Distiller
+from dcd_core.features import HintedOutput
 from dcd_core.objective import Losses, Objective
+from dcd_core.objectives.method import Lesson, Rows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -31,6 +33,12 @@ class MicroBatch(NamedTuple):
     teacher_features: Tensor | None = None  # (n, D)
     counts: Sequence[int] | None = None
     """Rows on each rank; None when this process is alone."""
+    teacher: HintedOutput | None = None
+    """What the teacher says, where another method than DCD learns from it."""
+    positions: Tensor | None = None
+    """Of all ranks' images in the training split, (N,) int64, for methods that remember them."""
+    epoch: int = 1
+    """Number of the epoch, counted from 1."""
 
     @property
     def num_images(self) -> int:
@@ -152,7 +160,8 @@ def train_step(
                 dtype=precision,
                 enabled=precision in (torch.float16, torch.bfloat16),
             ):
-                output = distiller(batch.images, batch.teacher_features)
+                lesson = _lesson(batch, rank=rank, group=group) if objective.uses_method else None
+                output = distiller(batch.images, batch.teacher_features, lesson)
             losses = objective(
                 output,
                 labels=batch.labels,
@@ -168,6 +177,14 @@ def train_step(
     learned = _unwrapped(distiller)
     assert isinstance(learned, Distiller)
     learned.limit_temperature_()
+
+
+def _lesson(batch: MicroBatch, *, rank: int, group: dist.ProcessGroup | None) -> Lesson:
+    if batch.teacher is None:
+        raise ValueError("teacher is needed when method_weight is above 0")
+    counts = batch.counts if batch.counts is not None else [batch.num_images]
+    rows = Rows(counts, rank, group)
+    return Lesson(batch.teacher, batch.labels, rows, batch.positions, batch.epoch)
 
 
 def freeze_teacher(model: ModelT) -> ModelT:

@@ -59,6 +59,9 @@ def train_across_ranks(distiller: Distiller, images: Tensor, *, ranks: Ranks) ->
         distiller,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         find_unused_parameters=unused,
+        # Banks and queues are large, and equal on all ranks. No training step reads BatchNorm's
+        # running statistics, and each epoch ends with those of rank 0 on all.
+        broadcast_buffers=distiller.method is None,
     )
 
 

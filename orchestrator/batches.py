@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcd_core import MicroBatch, normalize, shares
+from dcd_core import HintedOutput, MicroBatch, normalize, shares
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
 from orchestrator.teaching import Answers, Teaching
@@ -63,6 +63,8 @@ class Selection(NamedTuple):
     """The teacher's, where they are at hand."""
     counts: Sequence[int]
     """Rows on each rank."""
+    positions: Tensor | None = None
+    """Of all ranks' images in the split, (N,) int64, where a method remembers them."""
 
 
 class Needs(NamedTuple):
@@ -74,6 +76,15 @@ class Needs(NamedTuple):
     """Whether the loss depends on them."""
     logits: bool
     """Whether the loss depends on the teacher's logits."""
+    method: bool = False
+    """Whether the loss has the term of a method that learns from all that the teacher says."""
+    positions: bool = False
+    """Whether that method remembers each image."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether the loss depends on anything that the teacher says."""
+        return self.features or self.logits or self.method
 
 
 def select(
@@ -99,16 +110,23 @@ def select(
         first = sum(counts[: ranks.rank])
         own = micro[first : first + counts[ranks.rank]]  # (n,)
         answers = None
-        if teaching is not None and (needs.logits or needs.features):
+        if teaching is not None and needs.answers:
             answers = teaching.recall(own, place=place)
         place += len(micro)
         images, labels, indices = (to_device(part[own], ranks.device) for part in training)
-        found.append(Selection(images, labels, indices, answers, counts))
+        positions = to_device(micro, ranks.device) if needs.positions else None
+        found.append(Selection(images, labels, indices, answers, counts, positions))
     return found
 
 
 def prepare(
-    selection: Selection, teaching: Teaching | None, *, view: int, recipe: Recipe, needs: Needs
+    selection: Selection,
+    teaching: Teaching | None,
+    *,
+    view: int,
+    recipe: Recipe,
+    needs: Needs,
+    epoch: int = 1,
 ) -> MicroBatch:
     """Augment a selection's images and have the teacher answer.
 
@@ -118,12 +136,14 @@ def prepare(
         selection: of one micro-batch.
         teaching: where the answers come from that are not at hand.
         view: which augmentation.
+        epoch: its number, which a method may look at.
     """
     images = recipe.augment(selection.images, selection.indices, view)  # (n, C, H, W) uint8
-    logits = features = None
+    logits = features = teacher = None
     if teaching is not None:
-        if needs.logits or needs.features:
-            logits, features = selection.answers or teaching.run(images)
+        if needs.answers:
+            teacher = HintedOutput(*(selection.answers or teaching.run(images)))
+            logits, features = teacher.logits, teacher.features
         elif needs.takes_features:  # any will do, and these cost no pass of the teacher
             features = torch.zeros(len(images), teaching.feature_dim, device=images.device)
     pixels = recipe.student_pixels
@@ -135,4 +155,7 @@ def prepare(
         teacher_logits=logits if needs.logits else None,
         teacher_features=features if needs.takes_features else None,
         counts=selection.counts,
+        teacher=teacher if needs.method else None,
+        positions=selection.positions,
+        epoch=epoch,
     )

@@ -18,12 +18,23 @@ from dcd_core import (
     normalize,
     random_resized_crop,
 )
+from dcd_core.models import default_hints
+from dcd_core.objectives import Method, NetworkSizes, Sizes
 from orchestrator.batches import Recipe
 from orchestrator.data import Dataset
+from orchestrator.errors import UserError
 from orchestrator.evaluation import PixelStatistics, as_evaluated
 from orchestrator.loop import HEADS_STREAM
 from orchestrator.schedule import lr_factor
-from orchestrator.spec import DataSpec, Experiment, Normalization, ObjectiveSpec, OptimizerSpec
+from orchestrator.spec import (
+    DataSpec,
+    Experiment,
+    HintLayers,
+    Normalization,
+    ObjectiveSpec,
+    OptimizerSpec,
+)
+from orchestrator.spec.methods import base_name, find_method
 
 
 def student_pixels(spec: DataSpec, dataset: Dataset) -> PixelStatistics:
@@ -57,6 +68,8 @@ def build_objective(spec: ObjectiveSpec) -> Callable[[int], Objective]:
             consistency_weight=now.consistency_weight,
             contrast=now.contrast,
             negatives=now.negatives,
+            method_weight=now.method_weight,
+            method=base_name(now.method) if find_method(now.method) is not None else None,
         )
 
     return objective
@@ -69,8 +82,20 @@ def build_distiller(
     *,
     micro_batch_size: int,
     seed: int,
+    teacher_hints: tuple[tuple[int, int, int], ...] = (),
+    train_labels: Tensor | None = None,
 ) -> Distiller:
-    """All that is learned: the student and, for DCD, the heads and scalars."""
+    """All that is learned: the student and, for DCD, the heads and scalars, or another method.
+
+    Args:
+        student: the network to train.
+        teacher_dim: of the teacher's features; None without a teacher.
+        spec: the loss.
+        micro_batch_size: N.
+        seed: of the student.
+        teacher_hints: (C, h, w) of the teacher's intermediate features.
+        train_labels: classes of the training split, (M,) int64.
+    """
     sigmoid = spec.contrast == "sigmoid"
     bias = spec.init_bias
     if bias == "auto":
@@ -78,6 +103,17 @@ def build_distiller(
     with torch.random.fork_rng(devices=[]):
         # A stream of its own: with the student's seed the heads would repeat its first draws.
         torch.manual_seed(int(mix(seed, 0, torch.tensor([0]), HEADS_STREAM)))
+        method = None
+        if spec.uses_method and teacher_dim is not None:
+            method = build_method(
+                spec,
+                Sizes(
+                    NetworkSizes(student.feature_dim, student.hint_shapes),
+                    NetworkSizes(teacher_dim, teacher_hints),
+                    train_labels,
+                    seed,
+                ),
+            )
         return Distiller(
             student,
             teacher_dim=teacher_dim if spec.uses_dcd else None,
@@ -86,7 +122,62 @@ def build_distiller(
             min_temperature=spec.min_temperature,
             init_bias=bias,
             learn_bias=sigmoid,
+            method=method,
         )
+
+
+def build_method(spec: ObjectiveSpec, sizes: Sizes) -> Method:
+    """The term that a method beside DCD adds, with all that it learns.
+
+    Raises:
+        UserError: it does not suit the networks.
+    """
+    module = find_method(spec.method)
+    assert module is not None  # or the spec would have no weight for it
+    try:
+        return module(sizes, **spec.method_args)
+    except ValueError as error:
+        raise UserError(f"objective.method {spec.method!r}: {error}") from error
+
+
+def capture_hints(
+    spec: ObjectiveSpec,
+    student: FeatureModel,
+    teacher: FeatureModel,
+    *,
+    student_example: Tensor,
+    teacher_example: Tensor,
+) -> None:
+    """Let both networks give the intermediate features that the method compares, if any.
+
+    Args:
+        spec: the loss.
+        student: changed in place.
+        teacher: changed in place.
+        student_example: images as the student gets them, (2, C, H, W).
+        teacher_example: images as the teacher gets them.
+
+    Raises:
+        UserError: a layer is unknown, or must be named.
+    """
+    module = find_method(spec.method)
+    if module is None or not spec.uses_hints:
+        return
+    try:
+        if spec.hint_layers is None:
+            own, wanted = default_hints(student.model, teacher.model, module.hints)
+        elif isinstance(spec.hint_layers, HintLayers):
+            own, wanted = map(_paths, (spec.hint_layers.student, spec.hint_layers.teacher))
+        else:
+            own = wanted = _paths(spec.hint_layers)
+        student.capture_hints(own, images_example=student_example)
+        teacher.capture_hints(wanted, images_example=teacher_example)
+    except ValueError as error:
+        raise UserError(f"objective.hint_layers (method {spec.method!r}): {error}") from error
+
+
+def _paths(layers: str | tuple[str, ...]) -> list[str]:
+    return [layers] if isinstance(layers, str) else list(layers)
 
 
 def build_optimizer(distiller: Distiller, spec: OptimizerSpec) -> torch.optim.Optimizer:

@@ -21,6 +21,7 @@ import typer
 
 from orchestrator.cli_cache import cache
 from orchestrator.cli_groups import compare, search
+from orchestrator.cli_models import evaluate, transfer
 from orchestrator.cli_options import (
     ExperimentFile,
     Overrides,
@@ -116,6 +117,8 @@ def distill(
 
 app.command()(search)
 app.command()(compare)
+app.command()(evaluate)
+app.command()(transfer)
 app.add_typer(cache, name="cache")
 
 

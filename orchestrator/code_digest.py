@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from importlib.machinery import PathFinder
+from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
@@ -19,7 +20,7 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "timm")
 
 def code_digest(network: nn.Module, *, builder: str | None = None) -> str:
     """16 hex digits over the source files of a network's classes and all that these import, but for
-    installed packages.
+    installed packages, and over the versions of the libraries that its classes are from.
 
     Imports are read in the sources, so that the digest does not depend on what else a process has
     imported. A file is read once in a process: what is imported later from a changed one is not
@@ -33,6 +34,9 @@ def code_digest(network: nn.Module, *, builder: str | None = None) -> str:
     if builder is not None and builder in sys.modules:
         names.add(builder)
     digest = hashlib.sha256()
+    libraries = {name.partition(".")[0] for name in names} & set(_LIBRARIES)
+    for library in sorted(libraries):
+        digest.update(f"{library} {version(library)}\n".encode())
     for name, content in sorted(_contents(names).items()):
         digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()[:16]

@@ -73,8 +73,8 @@ def choose_computation(
     if compiled == "auto":
         inputs = example.to(device)
         # A backward pass takes twice the operations of a forward one.
-        per_image = 3 * _flops(student, inputs)
-        per_image += _flops(teacher, inputs) if teacher is not None else 0.0
+        per_image = 3 * forward_flops(student, inputs)
+        per_image += forward_flops(teacher, inputs) if teacher is not None else 0.0
         work = per_image * num_images * experiment.train.epochs
         compiled = _pays(work, device) and _has_compiler(device)
     return Computation(
@@ -163,8 +163,11 @@ def uses_graphs(
 
 
 @torch.no_grad()
-def _flops(model: nn.Module, images: Tensor) -> float:
-    """Floating-point operations of a forward pass, per image."""
+def forward_flops(model: nn.Module, images: Tensor) -> float:
+    """Floating-point operations of a forward pass in eval mode, per image.
+
+    Those of convolutions and matrix products, a multiplication and an addition being two.
+    """
     was_training = model.training
     model.eval()
     with FlopCounterMode(display=False) as counter:

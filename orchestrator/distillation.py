@@ -161,6 +161,7 @@ def build_work(
         teacher_pixels=teacher.pixels if teacher else None,
         run=folder,
         lineage=lineage(inputs, teacher),
+        start=inputs.start,
         cache=cache_place(inputs.experiment, one_of_many=one_of_many) if teacher else None,
     )
     state = teacher.state if teacher else None

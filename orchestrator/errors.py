@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class OrchestratorError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is what the command ends with."""
@@ -38,3 +41,12 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
         self.run: str | None = None
         """Name of the run that can be resumed; None when none had been created yet."""
+
+
+@contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """Put a setting's name before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{setting}: {error}") from error

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
-from orchestrator.spec import METHOD_WEIGHTS, Experiment, cache_section
+from orchestrator.spec import Experiment, cache_section
+from orchestrator.spec.methods import base_name, find_method, method_weights
 from search_spaces import parse_yaml
 
 # Sections and fields that say where a run happens, not what it computes; see `identity`.
@@ -29,14 +30,23 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     Raises:
         UserError: the file is missing, not YAML, or not a valid experiment.
     """
-    values = _read_yaml(Path(path))
+    values = read_yaml(Path(path))
     if isinstance(values.get("teacher_cache"), str | bool):
         # One word for the whole section; an override may be of one of its fields.
         values["teacher_cache"] = cache_section(values["teacher_cache"])
+    apply_overrides(values, overrides)
+    return build_experiment(values, where=str(path))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Set fields of plain values in place, by ``a.b=value``.
+
+    Raises:
+        UserError: one is nothing of the kind.
+    """
     for override in overrides:
         key, value = parse_override(override)
         _set(values, key.split("."), value, f"--set {override}")
-    return build_experiment(values, where=str(path))
 
 
 def build_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
@@ -51,17 +61,28 @@ def build_experiment(values: Mapping[str, Any], *, where: str) -> Experiment:
 def changed(experiment: Experiment, updates: Mapping[str, Any]) -> Experiment:
     """A copy of an experiment with dotted fields changed, validated again.
 
-    Another method brings its own weights: those that the old one had set are dropped.
+    Another method brings its own weights and hyperparameters: those of the old one are dropped.
     """
     values = experiment.model_dump()
-    objective = values["objective"]
-    if updates.get("objective.method", objective["method"]) != objective["method"]:
-        for key, default in METHOD_WEIGHTS[objective["method"]].items():
-            if objective[key] == (default or 0.0):
-                del objective[key]
+    _leave_method(values["objective"], updates.get("objective.method"))
     for path, value in updates.items():
         _set(values, path.split("."), value, path)
     return build_experiment(values, where="the changed experiment")
+
+
+def _leave_method(objective: dict[str, Any], method: Any) -> None:
+    """Drop what another method does not take: defaults of weights, hyperparameters, layers."""
+    old = objective["method"]
+    if not isinstance(method, str) or method == old:
+        return
+    for key, default in method_weights(old).items():
+        if objective[key] == (default or 0.0):
+            del objective[key]
+    if base_name(method) != base_name(old):
+        del objective["method_args"]
+        module = find_method(method)
+        if module is None or module.hints == "none":
+            del objective["hint_layers"]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -149,7 +170,12 @@ def is_uri(text: str) -> bool:
     return "://" in text
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in an experiment file, not yet checked.
+
+    Raises:
+        UserError: there is no such file, or it is no YAML mapping.
+    """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -14,7 +14,7 @@ from torch import nn
 from orchestrator.error_text import cause, nearest
 from orchestrator.errors import UserError
 
-_SCHEMES = ("torchvision:", "mlflow:")
+_SCHEMES = ("torchvision:", "timm:", "mlflow:")
 """What a `module:function` without such a module may be a misspelling of."""
 
 

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dcd_core import FeatureModel
-from orchestrator.build import as_pixels, example_images, feature_layers, student_pixels
+from orchestrator.build import (
+    as_pixels,
+    capture_hints,
+    example_images,
+    feature_layers,
+    student_pixels,
+)
 from orchestrator.data import Dataset, load_dataset
 from orchestrator.data.balance import describe_balance
 from orchestrator.errors import UserError
 from orchestrator.evaluation import PixelStatistics
 from orchestrator.experiment_file import build_experiment, identity_hash
-from orchestrator.places import tracking_place
-from orchestrator.sources import build_student, build_teacher, check_classes
-from orchestrator.spec import Experiment, FitSpec, Normalization, StudentSpec, TeacherSpec
+from orchestrator.lineage import Chain, chain_of
+from orchestrator.origins import Start, find_origin, student_tags, without_files
+from orchestrator.sources import build_teacher, check_classes
+from orchestrator.spec import Experiment, FitSpec, Normalization, TeacherSpec
 from orchestrator.student_check import check_small_batches
-from orchestrator.student_model import read_package, read_weights
-from orchestrator.torchvision_source import weights_facts
+from orchestrator.student_model import read_student
+from orchestrator.student_start import describe_pixels, starting_student
 
 State = dict[str, Tensor]
-SpecT = TypeVar("SpecT", StudentSpec, TeacherSpec)
 
 
 class Teacher(NamedTuple):
@@ -35,6 +41,8 @@ class Teacher(NamedTuple):
     pixels: PixelStatistics
     lineage: dict[str, str]
     """Tags of the runs that use it."""
+    chain: Chain = Chain()
+    """The networks before its students, itself the last."""
 
 
 class Inputs(NamedTuple):
@@ -54,6 +62,10 @@ class Inputs(NamedTuple):
     """Width of the teacher's features."""
     notes: list[str]
     """What the user should know and need not act on."""
+    start: Start | None
+    """Of a student with weights of its own; None of one that starts at random."""
+    teacher_hints: tuple[tuple[int, int, int], ...] = ()
+    """(C, h, w) of the teacher's intermediate features that the method compares."""
 
 
 def read_inputs(experiment: Experiment) -> Inputs:
@@ -66,28 +78,16 @@ def read_inputs(experiment: Experiment) -> Inputs:
     layers = feature_layers(experiment.objective)
     _check_channels(experiment.data.normalize, dataset, setting="data.normalize")
     pixels = student_pixels(experiment.data, dataset)
-    student_spec, student_state = _resolved_student(experiment)
-    student = build_student(
-        student_spec,
-        num_classes=dataset.num_classes,
-        images_example=example_images(dataset, pixels),
-        seed=experiment.seed,
-        feature_layer=layers["student"],
-        state=student_state,
-    )
-    if student_state is not None or student_spec.checkpoint or student_spec.weights:
-        student_state = student.model.state_dict()
-    experiment = experiment.model_copy(update={"student": _without_files(student_spec)})
-    check_small_batches(experiment, student, dataset)
     notes: list[str] = []
+    student, start = starting_student(experiment, dataset, pixels, notes)
+    check_small_batches(experiment, student, dataset)
     teacher, fit, teacher_dim = None, None, None
+    teacher_hints: tuple[tuple[int, int, int], ...] = ()
     if experiment.teacher is not None:
         _check_channels(experiment.teacher.normalize, dataset, setting="teacher.normalize")
         if experiment.teacher.fit is not None:
-            fit = read_inputs(_fit_experiment(experiment, experiment.teacher))
+            fit = read_fit(experiment, experiment.teacher)
             _check_same_channels(fit.dataset, dataset)
-            name = f"{fit.experiment.name}-{_fit_hash(fit)}"
-            fit = fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
             num_classes = fit.dataset.num_classes
             network = build_teacher(
                 experiment.teacher,
@@ -97,35 +97,67 @@ def read_inputs(experiment: Experiment) -> Inputs:
                 state=None,
             )
         else:
-            teacher, network = _known_teacher(experiment, experiment.teacher, dataset, pixels)
-            if teacher.pixels == PixelStatistics(dataset.mean, dataset.std):
-                notes.append(
-                    "teacher.normalize is not given: the teacher sees images normalised by the "
-                    "statistics of the student's training images, not by those it was trained with"
-                )
+            teacher, network = known_teacher(experiment, experiment.teacher, dataset, notes)
         note = check_classes(
-            network, num_classes=dataset.num_classes, uses_kd=experiment.objective.uses_kd
+            network, num_classes=dataset.num_classes, uses_kd=experiment.objective.uses_classes
         )
         notes += [note] if note else []
         if note and experiment.teacher.min_top1:
             raise UserError(f"teacher.min_top1: {note}, so it has no accuracy here: drop min_top1")
         teacher_dim = network.feature_dim
+        teacher_pixels = pixels if teacher is None else teacher.pixels
+        capture_hints(
+            experiment.objective,
+            student,
+            network,
+            student_example=example_images(dataset, pixels),
+            teacher_example=example_images(dataset, teacher_pixels),
+        )
+        teacher_hints = network.hint_shapes
     if dataset.skipped:
         notes.append(f"{dataset.skipped} images could not be decoded and are left out")
     balance = describe_balance(dataset)
     notes += [balance] if balance else []
-    return Inputs(experiment, dataset, teacher, fit, student, student_state, teacher_dim, notes)
+    state = student.model.state_dict() if start is not None else None
+    return Inputs(
+        experiment,
+        dataset,
+        teacher,
+        fit,
+        student,
+        state,
+        teacher_dim,
+        notes,
+        start,
+        teacher_hints,
+    )
+
+
+def read_fit(experiment: Experiment, teacher: TeacherSpec) -> Inputs:
+    """What trains a teacher with `fit`, under the name by which its run is found again.
+
+    Raises:
+        UserError: as in `read_inputs`.
+    """
+    fit = read_inputs(_fit_experiment(experiment, teacher))
+    name = f"{fit.experiment.name}-{_fit_hash(fit)}"
+    return fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
 
 
 def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> Teacher:
     """The teacher that a finished fit left in its run's folder."""
-    package = read_package(location)
+    trained = read_student(location)
+    package = trained.package
+    tags = {"source": spec.source, "run": run, **student_tags(trained)}
     return Teacher(
         spec=spec,
         num_classes=fit.dataset.num_classes,
-        state=read_weights(location),
+        state=trained.state,
         pixels=as_pixels(spec.normalize) or PixelStatistics(package.mean, package.std),
-        lineage={"teacher.source": spec.source, "teacher.run": run},
+        lineage={f"teacher.{key}": value for key, value in tags.items()},
+        chain=chain_of(package.lineage).followed_by(
+            spec.source, run_id=trained.run_id, origin=f"run {run}"
+        ),
     )
 
 
@@ -148,61 +180,60 @@ def _check_same_channels(fit: Dataset, dataset: Dataset) -> None:
         )
 
 
-def _resolved_student(experiment: Experiment) -> tuple[StudentSpec, State | None]:
-    """The student's own source where MLflow keeps it, and its weights."""
-    spec = experiment.student
-    if not spec.source.startswith("mlflow:"):
-        return spec, None
-    uri, _ = tracking_place(experiment.tracking.uri)
-    package = read_package(spec.source, tracking_uri=uri)
-    resolved = spec.model_copy(update={"source": package.source, "args": package.args})
-    return resolved, read_weights(spec.source, tracking_uri=uri)
-
-
-def _without_files(spec: SpecT) -> SpecT:
-    """The same network for weights that come apart; some of torchvision's imply arguments."""
-    args = spec.args
-    if spec.weights is not None:
-        args = args | weights_facts(spec.source, spec.weights).args
-    return spec.model_copy(update={"args": args, "checkpoint": None, "weights": None})
-
-
-def _known_teacher(
-    experiment: Experiment, spec: TeacherSpec, dataset: Dataset, pixels: PixelStatistics
+def known_teacher(
+    experiment: Experiment, spec: TeacherSpec, dataset: Dataset, notes: list[str]
 ) -> tuple[Teacher, FeatureModel]:
-    state, origin = None, spec.checkpoint or spec.weights
-    own_pixels = as_pixels(spec.normalize)
-    if own_pixels is None and spec.weights is not None:
-        own_pixels = as_pixels(weights_facts(spec.source, spec.weights).normalize)
-    lineage = {"teacher.source": spec.source}
-    if spec.source.startswith("mlflow:"):
-        uri, _ = tracking_place(experiment.tracking.uri)
-        package = read_package(spec.source, tracking_uri=uri)
-        state, origin = read_weights(spec.source, tracking_uri=uri), spec.source
-        own_pixels = own_pixels or PixelStatistics(package.mean, package.std)
-        spec = spec.model_copy(
-            update={
-                "source": package.source,
-                "args": package.args,
-                "num_classes": package.num_classes,
-            }
-        )
-    if origin is None:
+    """A teacher with weights of its own, and its network on the CPU.
+
+    Args:
+        experiment: whose teacher it is.
+        spec: its section.
+        dataset: the images that it is tried on.
+        notes: gets what the user should know.
+
+    Raises:
+        UserError: it has no weights, or they do not fit.
+    """
+    origin = find_origin(spec, tracking_uri=experiment.tracking.uri)
+    if not origin.tags:
         raise UserError(
             f"teacher: {spec.source} has no weights: give teacher.checkpoint, teacher.weights or "
             "teacher.fit"
         )
-    pixels = own_pixels or pixels
+    default = student_pixels(experiment.data, dataset)
+    pixels = as_pixels(spec.normalize) or origin.pixels or default
+    fits = len(pixels.mean) == len(default.mean)
     network = build_teacher(
-        spec,
+        origin.spec,
         num_classes=dataset.num_classes,
-        images_example=example_images(dataset, pixels),
+        images_example=example_images(dataset, pixels if fits else default),
         feature_layer=feature_layers(experiment.objective)["teacher"],
-        state=state,
+        state=origin.state,
     )
+    if not fits:
+        raise UserError(
+            f"teacher.source: {spec.source} was trained on images of {len(pixels.mean)} channels "
+            f"and these have {len(default.mean)}: set data.grey_to_rgb: true, or teacher.normalize"
+        )
+    if origin.pixels is not None and spec.normalize is None:
+        notes.append(describe_pixels("teacher", pixels))
+    elif pixels == PixelStatistics(dataset.mean, dataset.std):
+        notes.append(
+            "teacher.normalize is not given: the teacher sees images normalised by the statistics "
+            "of the student's training images, not by those it was trained with"
+        )
     state = network.model.state_dict()
-    lineage |= {"teacher.origin": origin, "teacher.sha256": state_digest(state)}
-    known = Teacher(_without_files(spec), network.num_classes, state, pixels, lineage)
+    tags = {"source": spec.source, **origin.tags, "sha256": state_digest(state)}
+    known = Teacher(
+        without_files(origin.spec),
+        network.num_classes,
+        state,
+        pixels,
+        {f"teacher.{key}": value for key, value in tags.items()},
+        origin.chain.followed_by(
+            origin.spec.source, run_id=origin.tags.get("run_id"), origin=origin.tags["origin"]
+        ),
+    )
     return known, network
 
 

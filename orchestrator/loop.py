@@ -84,7 +84,7 @@ def train(
         _seed_everything(recipe.seed, epoch, ranks.rank)
         started, cpu_started = time.perf_counter(), time.process_time()
         loss = objective(epoch)
-        with _heads_rest(distiller, optimizer, when=not loss.uses_features):
+        with _unused_rest(distiller, optimizer, loss):
             meter = _train_epoch(
                 distiller,
                 module,
@@ -195,13 +195,24 @@ def _train_epoch(
         takes_features=distiller.teacher_head is not None,
         features=objective.uses_features,
         logits=objective.uses_teacher_logits,
+        method=objective.uses_method,
+        positions=objective.uses_method
+        and distiller.method is not None
+        and distiller.method.keeps_images,
     )
 
     def act(selections: Sequence[Selection], step: int | Tensor) -> None:
         train_step(
             module,
             [
-                prepare(part, teaching, view=recipe.view(epoch), recipe=recipe, needs=needs)
+                prepare(
+                    part,
+                    teaching,
+                    view=recipe.view(epoch),
+                    recipe=recipe,
+                    needs=needs,
+                    epoch=epoch,
+                )
                 for part in selections
             ],
             objective=objective,
@@ -237,17 +248,23 @@ def _train_epoch(
 
 
 @contextmanager
-def _heads_rest(
-    distiller: Distiller, optimizer: torch.optim.Optimizer, *, when: bool
+def _unused_rest(
+    distiller: Distiller, optimizer: torch.optim.Optimizer, objective: Objective
 ) -> Iterator[None]:
-    """Keep heads, T and b as they are while no term trains them.
+    """Keep heads, T and b, or what a method learns, as they are while no term trains them.
 
     Their gradients are zeros then, and an optimizer would go on with momentum and weight decay: in
     the paper's CIFAR recipe, heads that wait for fifty epochs would shrink to 6e-5 of their size.
     It passes parameters over that have no gradient.
     """
-    students = {id(parameter) for parameter in distiller.student.parameters()}
-    resting = [p for p in distiller.parameters() if when and id(p) not in students]
+    trained = {id(parameter) for parameter in distiller.student.parameters()}
+    methods = list(distiller.method.parameters()) if distiller.method is not None else []
+    of_method = {id(parameter) for parameter in methods}
+    if objective.uses_method:
+        trained |= of_method
+    if objective.uses_features:
+        trained |= {id(p) for p in distiller.parameters() if id(p) not in of_method}
+    resting = [p for p in distiller.parameters() if id(p) not in trained]
 
     def forget_gradients(*_: object) -> None:
         for parameter in resting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +14,7 @@ from orchestrator.mlflow_client import Unreachable, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +22,13 @@ CHAMPION = "champion"
 SELECTION_METRIC = "val/top1"
 """Decides who is champion; never a test metric, which would then be no test any more."""
 
+MODEL_NAME = "student"
+"""Of every student's model in MLflow."""
+
 _EXTRA_FILES = "extra_files"
 _VALUE_TAG = "dcd.value"
+# MLflow stores no such thing itself: a version's `model_id` is None.
+_MODEL_TAG = "dcd.model"
 _VERSIONS_TAG = "mlflow.modelVersions"
 
 
@@ -37,13 +44,38 @@ class Score(NamedTuple):
     """Seed of its splits."""
 
 
+class Fetched(NamedTuple):
+    """A package from MLflow."""
+
+    folder: str
+    """Where it is now."""
+    run_id: str | None
+    """The run that has trained the student."""
+    model_uri: str | None
+    """``models:/m-…``, which unlike an alias always names this student."""
+
+
 def register_student(
-    client: MlflowClient, model_id: str, name: str, *, run_id: str, score: Score
+    client: MlflowClient,
+    model_id: str,
+    name: str,
+    *,
+    run_id: str,
+    score: Score,
+    lineage: Mapping[str, str],
 ) -> str:
     """Register a logged model once, and make it champion when it is better.
 
     The alias moves only to a higher value of the same metric on the same images and split, so a
     champion that was measured otherwise stays.
+
+    Args:
+        client: of the tracking server.
+        model_id: the logged model's.
+        name: to register it under.
+        run_id: the run that has trained it.
+        score: what it scored.
+        lineage: where it comes from, as tags of the version.
 
     Returns:
         The version.
@@ -67,7 +99,12 @@ def register_student(
             source,
             run_id=run_id,
             model_id=model_id,
-            tags=_conditions(score) | {_VALUE_TAG: repr(score.value)},
+            tags={
+                **lineage,
+                **_conditions(score),
+                _VALUE_TAG: repr(score.value),
+                _MODEL_TAG: f"models:/{model_id}",
+            },
         )
         number = str(created.version)
     _show_version_at_model(client, model_id, name, number)
@@ -77,16 +114,14 @@ def register_student(
     return number
 
 
-def fetch_package(uri: str, into: Path, *, tracking_uri: str | None) -> str:
+def fetch_package(uri: str, into: Path, *, tracking_uri: str | None) -> Fetched:
     """Download the package inside an MLflow model.
 
     Args:
-        uri: ``models:/name@alias``, ``models:/name/1``, ``models:/m-…`` or ``runs:/id/student``.
+        uri: ``models:/name@alias``, ``models:/name/1``, ``models:/m-…``, ``runs:/id`` or
+            ``runs:/id/student``.
         into: an empty folder.
         tracking_uri: where MLflow is, when not where MLflow itself or the defaults say.
-
-    Returns:
-        The package's folder.
 
     Raises:
         UserError: there is no such model, or it was not made by this program.
@@ -101,16 +136,19 @@ def fetch_package(uri: str, into: Path, *, tracking_uri: str | None) -> str:
         tracking_uri = tracking_place(own)[0]
     try:
         with connect(tracking_uri) as client:
-            location = _artifact_location(client, uri)
+            found = _find(client, uri)
             names = [
                 item.path.rsplit("/", 1)[-1]
-                for item in mlflow.artifacts.list_artifacts(location, tracking_uri=tracking_uri)
+                for item in mlflow.artifacts.list_artifacts(
+                    found.location, tracking_uri=tracking_uri
+                )
             ]
             if _EXTRA_FILES not in names:
                 raise UserError(f"{uri}: this MLflow model brings no rebuildable network")
-            return mlflow.artifacts.download_artifacts(
-                f"{location}/{_EXTRA_FILES}", dst_path=str(into), tracking_uri=tracking_uri
+            folder = mlflow.artifacts.download_artifacts(
+                f"{found.location}/{_EXTRA_FILES}", dst_path=str(into), tracking_uri=tracking_uri
             )
+            return Fetched(folder, found.run_id, found.model_uri)
     except Unreachable as error:
         raise UserError(f"{uri}: {error}") from error
     except MlflowException as error:
@@ -159,24 +197,37 @@ def _conditions(score: Score) -> dict[str, str]:
     }
 
 
-def _artifact_location(client: MlflowClient, uri: str) -> str:
-    """Where a model's files are; resolved by hand, for MLflow would ask its global server."""
+class _Found(NamedTuple):
+    location: str
+    """Where a model's files are."""
+    run_id: str | None
+    model_uri: str | None
+
+
+def _find(client: MlflowClient, uri: str) -> _Found:
+    """Find a model; by hand, for MLflow would ask its global server."""
     kind, _, rest = uri.partition(":/")
     if kind == "runs":
         run_id, _, name = rest.partition("/")
         run = client.get_run(run_id)
         outputs = run.outputs.model_outputs if run.outputs else []
         models = [client.get_logged_model(output.model_id) for output in outputs]
-        models = [model for model in models if model.name == name]
+        models = [model for model in models if model.name == (name or MODEL_NAME)]
         if models:
-            return str(max(models, key=lambda m: m.creation_timestamp).artifact_location)
-        return f"{run.info.artifact_uri}/{name}"
+            return _of_model(max(models, key=lambda m: m.creation_timestamp))
+        return _Found(f"{run.info.artifact_uri}/{name or MODEL_NAME}", run_id, None)
     if "@" not in rest and "/" not in rest:
-        return str(client.get_logged_model(rest).artifact_location)
+        return _of_model(client.get_logged_model(rest))
     if "@" in rest:
         name, _, alias = rest.partition("@")
         version = client.get_model_version_by_alias(name, alias)
     else:
         name, _, number = rest.partition("/")
         version = client.get_model_version(name, number)
-    return str(client.get_model_version_download_uri(name, version.version))
+    location = str(client.get_model_version_download_uri(name, version.version))
+    return _Found(location, version.run_id or None, version.tags.get(_MODEL_TAG))
+
+
+def _of_model(model: LoggedModel) -> _Found:
+    run_id = model.source_run_id or None
+    return _Found(str(model.artifact_location), run_id, f"models:/{model.model_id}")

@@ -28,6 +28,9 @@ KEY_TAG = "dcd.key"
 PARENT_TAG = "mlflow.parentRunId"
 """Tag by which MLflow shows a run under another."""
 
+TEACHER_MODEL_TAG = "teacher.model"
+"""Tag with the URI of the model that a run learns from."""
+
 # Opens the experiment in the UI's view for training, not for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -136,8 +139,27 @@ def log_values(
 
 
 def log_dataset(client: MlflowClient, run_id: str, values: dict[str, str]) -> None:
-    """Show what data a run is trained on."""
+    """Show what data a run is trained or measured on."""
     client.log_inputs(run_id, datasets=[_dataset_input(values)])
+
+
+def log_teacher(client: MlflowClient, run_id: str, model_uri: str) -> None:
+    """Show the model that a run learns from, unless it is not here or is shown already."""
+    from mlflow.entities import LoggedModelInput
+    from mlflow.exceptions import MlflowException
+
+    model_id = model_uri.removeprefix("models:/")
+    inputs = client.get_run(run_id).inputs
+    shown = inputs.model_inputs or [] if inputs else []
+    if model_id in [model.model_id for model in shown]:
+        return
+    try:
+        client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return
+    client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
 
 
 def log_texts(to: Destination, artifact_uri: str, texts: Mapping[str, str]) -> None:
@@ -191,7 +213,8 @@ def _dataset_input(values: dict[str, str]) -> DatasetInput:
         source=json.dumps({"uri": values["source"]}),
         profile=values["profile"],
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+    context = values.get("context", "training")
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _experiment_id(to: Destination, request: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from orchestrator.error_text import cause
+from orchestrator.mlflow_registry import MODEL_NAME
 from orchestrator.student_model import SOURCE_FILE, WEIGHTS_FILE, load_student, read_package
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from mlflow.models import Model
 
     from orchestrator.storage import Folder
-
-MODEL_NAME = "student"
 
 _PACKAGE_TAG = "dcd.package"
 # An example of one image would fix the exported graph's batch size to one.

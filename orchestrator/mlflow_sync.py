@@ -15,12 +15,14 @@ from orchestrator.journal import Journal
 from orchestrator.mlflow_client import Unreachable, Unsent
 from orchestrator.mlflow_run import (
     PARENT_TAG,
+    TEACHER_MODEL_TAG,
     Destination,
     create_run,
     find_run,
     known_run,
     log_dataset,
     log_files,
+    log_teacher,
     log_texts,
     log_values,
     open_destination,
@@ -157,6 +159,8 @@ class _Sync:
         if describe:
             if request["dataset"] is not None:
                 log_dataset(to.client, run_id, request["dataset"])
+            if TEACHER_MODEL_TAG in request["tags"]:
+                log_teacher(to.client, run_id, request["tags"][TEACHER_MODEL_TAG])
             log_texts(to, self.state["artifact_uri"], request["texts"])
             self.state["described"] = request["revision"]
         if finish is None:

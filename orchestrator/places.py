@@ -109,7 +109,10 @@ def cache_place(experiment: Experiment, *, one_of_many: bool) -> CachePlace | No
         one_of_many: whether other runs see the same images and teacher.
     """
     spec = experiment.teacher_cache
-    if experiment.teacher is None or not spec.is_on(one_of_many=one_of_many):
+    # It keeps logits and features only.
+    if experiment.teacher is None or experiment.objective.uses_hints:
+        return None
+    if not spec.is_on(one_of_many=one_of_many):
         return None
     location = spec.path if spec.path is not None else str(default_cache())
     max_bytes = int(spec.max_gib * 2**30) if spec.max_gib is not None else None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from orchestrator.build import build_distiller, num_views
 from orchestrator.computation import has_fast_bf16
@@ -21,6 +22,7 @@ from orchestrator.run_tracking import shown_values
 from orchestrator.runs import open_run
 from orchestrator.sources import num_parameters
 from orchestrator.spec import Experiment
+from orchestrator.spec.methods import find_method
 from orchestrator.storage import Folder
 from orchestrator.teacher_cache.shelf import Shelf
 
@@ -102,6 +104,10 @@ def _teacher(inputs: Inputs) -> str:
 
 def _cache(inputs: Inputs) -> str:
     experiment = inputs.experiment
+    if experiment.objective.uses_hints:
+        return (
+            f"off: it keeps no intermediate features, which {experiment.objective.method} compares"
+        )
     place = cache_place(experiment, one_of_many=True)
     if place is None or inputs.teacher_dim is None:
         return "off"
@@ -134,21 +140,27 @@ def _student(inputs: Inputs) -> str:
     experiment = inputs.experiment
     parameters = num_parameters(inputs.student)
     text = f"{experiment.student.source}, {parameters:,} parameters"
-    if experiment.objective.uses_dcd:
-        distiller = build_distiller(
-            inputs.student,
-            inputs.teacher_dim,
-            experiment.objective,
-            micro_batch_size=experiment.train.micro_batch_size,
-            seed=experiment.seed,
-        )
-        heads = num_parameters(distiller) - parameters
-        assert distiller.log_temperature is not None and distiller.bias is not None
+    objective = experiment.objective
+    if not (objective.uses_dcd or objective.uses_method):
+        return text
+    distiller = build_distiller(
+        inputs.student,
+        inputs.teacher_dim,
+        objective,
+        micro_batch_size=experiment.train.micro_batch_size,
+        seed=experiment.seed,
+        teacher_hints=inputs.teacher_hints,
+        train_labels=from_dlpack(inputs.dataset.train.labels),
+    )
+    more = num_parameters(distiller) - parameters
+    if distiller.log_temperature is not None and distiller.bias is not None:
         temperature, bias = distiller.log_temperature.exp().item(), distiller.bias.item()
         text += (
-            f"; {heads:,} more while training (heads, T = {temperature:.3g}, b = {bias:.3g}"
+            f"; {more:,} more while training (heads, T = {temperature:.3g}, b = {bias:.3g}"
             f"{'' if distiller.bias.requires_grad else ' and not learned'})"
         )
+    elif more:
+        text += f"; {more:,} more while training (of {objective.method})"
     return text
 
 
@@ -156,6 +168,25 @@ def _memory(inputs: Inputs) -> str:
     splits = (inputs.dataset.train, inputs.dataset.val, inputs.dataset.test)
     size = sum(split.images.nbytes for split in splits if split is not None)
     return f"images take {size / _MIB:,.0f} MiB, once per node"
+
+
+def _method(inputs: Inputs) -> Iterator[str]:
+    """What another method keeps and compares."""
+    objective = inputs.experiment.objective
+    module = find_method(objective.method)
+    if module is None or not objective.uses_method:
+        return
+    if objective.uses_hints:
+        shapes = zip(inputs.student.hint_shapes, inputs.teacher_hints, strict=True)
+        pairs = ", ".join(
+            f"{'x'.join(map(str, own))} with {'x'.join(map(str, wanted))}" for own, wanted in shapes
+        )
+        yield f"{objective.method} compares intermediate features of student with teacher: {pairs}"
+    if module.uses_logits and objective.uses_kd:
+        yield (
+            f"{objective.method}: {objective.method.removesuffix('+kd')} takes the place of KD, "
+            "which is counted twice so"
+        )
 
 
 def _notes(inputs: Inputs) -> Iterator[str]:
@@ -177,3 +208,4 @@ def _notes(inputs: Inputs) -> Iterator[str]:
             yield f"the contrast cannot fall below about {floor:.3g} at N and min_temperature"
     if experiment.train.precision == "fp16" and not torch.cuda.is_available():
         yield "fp16 on a CPU is slow: bf16 is the better choice where the CPU has it"
+    yield from _method(inputs)

@@ -11,6 +11,7 @@ from orchestrator.data.balance import CLASS_TABLE, class_table
 from orchestrator.environment import describe_environment, git_commit
 from orchestrator.experiment_file import flatten, yaml_text
 from orchestrator.inputs import Inputs, Teacher
+from orchestrator.lineage import Chain
 from orchestrator.mlflow_client import without_password
 from orchestrator.places import Places
 from orchestrator.runs import Run
@@ -25,7 +26,9 @@ def lineage(inputs: Inputs, teacher: Teacher | None) -> dict[str, str]:
         "data.fingerprint": inputs.dataset.fingerprint,
         "data.split_seed": str(inputs.experiment.data.split_seed),
     }
-    return tags | (teacher.lineage if teacher else {})
+    tags |= inputs.start.tags if inputs.start else {}
+    tags |= teacher.lineage if teacher else {}
+    return tags | (teacher.chain if teacher else Chain()).tags()
 
 
 def start_tracking(
@@ -88,6 +91,9 @@ def _note(experiment: Experiment, teacher: Teacher | None) -> str:
     """The run's description in the UI: what it is, and what to look at."""
     student, method = experiment.student.source, experiment.objective.method
     taught = f" from **{teacher.spec.source}**" if teacher is not None else ""
+    chain = teacher.chain.teachers if teacher is not None else ()
+    if len(chain) > 1:
+        taught += f", distillation {len(chain)} of the chain {' → '.join((*chain, student))}"
     curves = "`train/*` are the unweighted terms of the loss, `val/top1` the student's accuracy (%)"
     if experiment.objective.uses_dcd:
         curves += ", `dcd/temperature` and `dcd/bias` what the contrast has learned"

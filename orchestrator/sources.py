@@ -1,10 +1,10 @@
-"""Networks by name: built in, torchvision's, a function of the user's own, or a tracked student."""
+"""Networks by name: built in, of torchvision, timm or the user's own, or a tracked student."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from dcd_core.features import FeatureModel
 from dcd_core.models import MODELS, build_model
 from dcd_core.step import freeze_teacher
+from orchestrator import timm_source, torchvision_weights
 from orchestrator.checkpoint_file import load_weights, read_state_dict
-from orchestrator.error_text import cause, nearest
-from orchestrator.errors import UserError
+from orchestrator.error_text import nearest
+from orchestrator.errors import UserError, naming
 from orchestrator.function_source import build_from_function
+from orchestrator.image_fit import check_forward
 from orchestrator.spec import StudentSpec, TeacherSpec
-from orchestrator.torchvision_source import TORCHVISION, build_torchvision, weights_facts
+from orchestrator.timm_source import TIMM, build_timm
+from orchestrator.torchvision_source import build_torchvision
+from orchestrator.torchvision_weights import TORCHVISION
+from orchestrator.weights_facts import WeightsFacts
 
 _MLFLOW = "mlflow:"
 
@@ -43,7 +48,7 @@ def build_student(
 
     Raises:
         UserError: there is no such network, it cannot take these images, its number of classes is
-            not the data's, or the checkpoint does not fit.
+            not the data's, it has auxiliary classifiers, or the checkpoint does not fit.
     """
     student = _build(
         spec,
@@ -59,6 +64,12 @@ def build_student(
             f"student.source: {spec.source} gives {student.num_classes} classes and the data has "
             f"{num_classes}: let its function take num_classes"
         )
+    # torchvision's name, and timm's, for what makes a network return more than logits in training.
+    if any(getattr(module, "aux_logits", False) for module in student.modules()):
+        raise UserError(
+            f"student.source: {spec.source} has auxiliary classifiers, which have no part in any "
+            "loss here: build it with aux_logits: false"
+        )
     return student
 
 
@@ -72,7 +83,7 @@ def build_teacher(
 ) -> FeatureModel:
     """Build the frozen network that the student learns from.
 
-    Its number of classes is that of torchvision's weights or of the tracked student, else
+    Its number of classes is that of its library's weights or of the tracked student, else
     ``spec.num_classes``, else the data's; `check_classes` says whether that can work.
 
     Args:
@@ -89,7 +100,7 @@ def build_teacher(
     wanted = spec.num_classes or num_classes
     if spec.weights is not None:
         # A new classifier would be untrained, so the teacher keeps the one of its weights.
-        with _setting("teacher.weights"):
+        with naming("teacher.weights"):
             wanted = weights_facts(spec.source, spec.weights).num_classes
     teacher = _build(
         spec,
@@ -120,20 +131,27 @@ def build_network(
     """Build a plain classifier, images (B, C, H, W) -> logits (B, K).
 
     Args:
-        source: a built-in name, ``torchvision:NAME``, ``module:function`` or ``mlflow:URI``. The
-            function gets ``num_classes`` and ``in_channels`` when its signature names them
-            (``num_classes`` through ``**kwargs`` too), and may live in the working directory.
-        args: further keyword arguments of the torchvision builder or the function.
+        source: a built-in name, ``torchvision:NAME``, ``timm:NAME``, ``module:function`` or
+            ``mlflow:URI``. The function gets ``num_classes`` and ``in_channels`` when its signature
+            names them (``num_classes`` through ``**kwargs`` too), and may live in the working
+            directory.
+        args: further keyword arguments of the library's builder or the function.
         num_classes: K. What ``mlflow:`` names brings its own.
         in_channels: C. torchvision's networks take 3, whatever this says.
-        weights: torchvision's weights by enum name; their classifier is replaced by a new one when
-            it has another number of classes.
+        weights: torchvision's by enum name, timm's by tag; their classifier is replaced by a new
+            one when it has another number of classes.
 
     Raises:
         UserError: there is no such network, or it cannot be built from these arguments.
     """
-    if weights is not None or source.startswith(TORCHVISION):
+    if source.startswith(TORCHVISION):
         return build_torchvision(source, args, num_classes=num_classes, weights=weights)
+    if source.startswith(TIMM):
+        return build_timm(
+            source, args, num_classes=num_classes, in_channels=in_channels, weights=weights
+        )
+    if weights is not None:
+        _refuse_weights(source)
     if source.startswith(_MLFLOW):
         _refuse_args(source, args)
         # Imported here, because that module rebuilds a student with this very function.
@@ -146,10 +164,27 @@ def build_network(
     if source not in MODELS:
         raise UserError(
             f"no built-in network {source!r}{nearest(source, MODELS)}; others are named "
-            f"{TORCHVISION}NAME, module:function or {_MLFLOW}URI"
+            f"{TORCHVISION}NAME, {TIMM}NAME, module:function or {_MLFLOW}URI"
         )
     _refuse_args(source, args)
     return build_model(source, num_classes=num_classes, in_channels=in_channels)
+
+
+def weights_facts(source: str, weights: str) -> WeightsFacts:
+    """Facts about weights that a library brings along, without loading them.
+
+    Args:
+        source: ``torchvision:NAME`` or ``timm:NAME``.
+        weights: their name or tag there.
+
+    Raises:
+        UserError: there is no such network or no such weights.
+    """
+    if source.startswith(TORCHVISION):
+        return torchvision_weights.weights_facts(source, weights)
+    if source.startswith(TIMM):
+        return timm_source.weights_facts(source, weights)
+    return _refuse_weights(source)
 
 
 def check_classes(teacher: FeatureModel, *, num_classes: int, uses_kd: bool) -> str | None:
@@ -171,8 +206,8 @@ def check_classes(teacher: FeatureModel, *, num_classes: int, uses_kd: bool) -> 
     if uses_kd:
         raise UserError(
             f"teacher: it has {teacher.num_classes} classes and the data {num_classes}, so its "
-            "class probabilities mean nothing here: set objective.kd_weight: 0 (method dcd), or "
-            "use a teacher of these classes"
+            "class probabilities mean nothing here: set objective.kd_weight: 0 (a "
+            "method that compares features, such as dcd), or use a teacher of these classes"
         )
     return (
         f"the teacher has {teacher.num_classes} classes and the data {num_classes}: only its "
@@ -197,7 +232,7 @@ def _build(
 ) -> FeatureModel:
     """Build a network, try it on real images, load its weights, find its features."""
     where = f"{role}.source: {spec.source}"
-    with _setting(f"{role}.source"), _seeded(seed):
+    with naming(f"{role}.source"), _seeded(seed):
         network = build_network(
             spec.source,
             args=spec.args,
@@ -205,8 +240,10 @@ def _build(
             in_channels=images_example.shape[1],
             weights=spec.weights,
         )
-        _try_forward(network, images_example, where=spec.source)  # layers may be made in it
-    with _setting(f"{role}.checkpoint"):
+        check_forward(
+            network, images_example, source=spec.source, args=spec.args, weights=spec.weights
+        )
+    with naming(f"{role}.checkpoint"):
         if state is None and spec.checkpoint is not None:
             state = read_state_dict(spec.checkpoint)
         if state is not None:
@@ -217,46 +254,19 @@ def _build(
         raise UserError(f"{where}: {error}") from error
 
 
-def _try_forward(network: nn.Module, images: Tensor, *, where: str) -> None:
-    """Run one batch in eval mode, so that a misfit of images and network is told as one."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(images)
-    except Exception as error:  # the network is the user's, and so is what it raises
-        convolutions = (m for m in network.modules() if isinstance(m, nn.Conv2d))
-        first = next(convolutions, None)
-        if first is not None and first.in_channels != images.shape[1]:
-            hint = "set data.grey_to_rgb: true" if images.shape[1] == 1 else "use other images"
-            raise UserError(
-                f"{where} takes images of {first.in_channels} channels and these have "
-                f"{images.shape[1]}: {hint}, or a network for them"
-            ) from error
-        raise UserError(
-            f"{where} fails on images of shape {tuple(images.shape[1:])} (channels, height, "
-            f"width): {cause(error)}"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
+def _refuse_weights(source: str) -> NoReturn:
+    raise UserError(
+        f"{source}: weights are torchvision's or timm's: use them with {TORCHVISION}NAME or "
+        f"{TIMM}NAME, or give a checkpoint"
+    )
 
 
 def _refuse_args(source: str, args: Mapping[str, Any]) -> None:
     if args:
         raise UserError(
             f"{source}: takes no args, and was given {', '.join(args)}: they are for "
-            f"{TORCHVISION}NAME and module:function"
+            f"{TORCHVISION}NAME, {TIMM}NAME and module:function"
         )
-
-
-@contextmanager
-def _setting(name: str) -> Iterator[None]:
-    """Put the setting's name before what is wrong with it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
 
 
 @contextmanager

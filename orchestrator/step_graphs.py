@@ -129,15 +129,24 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _tensors(selections: Sequence[Selection]) -> list[Tensor]:
-    return [part for one in selections for part in (*one[:3], *(one.answers or ()))]
+    return [part for one in selections for part in _parts(one)]
+
+
+def _parts(one: Selection) -> list[Tensor]:
+    parts = [one.images, one.labels, one.indices]
+    if one.answers is not None:
+        parts += one.answers
+    return parts if one.positions is None else [*parts, one.positions]
 
 
 def _copied(selection: Selection) -> Selection:
     images, labels, indices = (part.clone() for part in selection[:3])
-    answers = selection.answers
+    answers, positions = selection.answers, selection.positions
     if answers is not None:
         answers = Answers(*(part.clone() for part in answers))
-    return Selection(images, labels, indices, answers, selection.counts)
+    if positions is not None:
+        positions = positions.clone()
+    return Selection(images, labels, indices, answers, selection.counts, positions)
 
 
 def _key(selection: Selection) -> tuple[Any, ...]:

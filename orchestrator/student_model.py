@@ -25,6 +25,7 @@ from orchestrator.checkpoint_file import load_weights
 from orchestrator.errors import UserError
 from orchestrator.sources import build_network
 from orchestrator.storage import Folder
+from orchestrator.tracking_files import STATE
 
 SOURCE_FILE = "source.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -49,6 +50,18 @@ class Package(NamedTuple):
     """What it scored, by metric name."""
     lineage: dict[str, str]
     """Where it comes from: ``data.fingerprint``, ``data.split_seed``, the teacher."""
+
+
+class Student(NamedTuple):
+    """A student that has been trained, and where."""
+
+    package: Package
+    state: dict[str, Tensor]
+    """Its weights, on the CPU."""
+    run_id: str | None
+    """MLflow's id of the run that has trained it; None when it is not in MLflow."""
+    model_uri: str | None
+    """``models:/m-…`` of the model in MLflow that it was read from."""
 
 
 class RawImageClassifier(nn.Module):
@@ -147,47 +160,73 @@ def load_student(
     Raises:
         UserError: there is no student, or it cannot be rebuilt.
     """
-    with _opened(location, tracking_uri) as folder:
-        package, state = _package(folder, location), _weights(folder, location)
+    student = read_student(location, tracking_uri=tracking_uri)
+    package = student.package
     network = build_network(
         package.source,
         args=package.args,
         num_classes=package.num_classes,
         in_channels=package.in_channels,
     )
-    load_weights(network, state, where=location)
+    load_weights(network, student.state, where=location)
     if with_normalization:
         network = RawImageClassifier(network, mean=package.mean, std=package.std)
     return network.eval()
 
 
+def read_student(location: str, *, tracking_uri: str | None = None) -> Student:
+    """All about a student, from one look at its place, which an alias may leave at any time.
+
+    Locations and errors are those of `load_student`.
+    """
+    with _opened(location, tracking_uri) as place:
+        return Student(
+            _package(place.folder, location),
+            _weights(place.folder, location),
+            place.run_id,
+            place.model_uri,
+        )
+
+
 def read_package(location: str, *, tracking_uri: str | None = None) -> Package:
     """What a student is and scored; locations and errors as for `load_student`."""
-    with _opened(location, tracking_uri) as folder:
-        return _package(folder, location)
+    with _opened(location, tracking_uri) as place:
+        return _package(place.folder, location)
 
 
 def read_weights(location: str, *, tracking_uri: str | None = None) -> dict[str, Tensor]:
     """A student's weights, on the CPU; locations and errors as for `load_student`."""
-    with _opened(location, tracking_uri) as folder:
-        return _weights(folder, location)
+    with _opened(location, tracking_uri) as place:
+        return _weights(place.folder, location)
+
+
+class _Place(NamedTuple):
+    folder: Folder
+    """The package's."""
+    run_id: str | None = None
+    model_uri: str | None = None
 
 
 @contextmanager
-def _opened(location: str, tracking_uri: str | None) -> Iterator[Folder]:
-    """The package's folder; one from MLflow is fetched and deleted afterwards."""
+def _opened(location: str, tracking_uri: str | None) -> Iterator[_Place]:
+    """Where a package is; one from MLflow is fetched and deleted afterwards."""
     location = location.removeprefix("mlflow:")
     if location.startswith(("models:/", "runs:/")):
         from orchestrator.mlflow_registry import fetch_package
 
         with tempfile.TemporaryDirectory() as scratch:
-            yield Folder(fetch_package(location, Path(scratch), tracking_uri=tracking_uri))
+            found = fetch_package(location, Path(scratch), tracking_uri=tracking_uri)
+            yield _Place(Folder(found.folder), found.run_id, found.model_uri)
         return
     if "://" not in location:
         location = str(Path(location).expanduser().absolute())
-    folder = Folder(location)
-    inside = folder / "student"
-    yield inside if inside.read(SOURCE_FILE) is not None else folder
+    run = Folder(location)
+    if (run / "student").read(SOURCE_FILE) is None:
+        yield _Place(run)
+        return
+    state = run.read_json(STATE) or {}
+    model = state.get("model")
+    yield _Place(run / "student", state.get("run_id"), f"models:/{model['id']}" if model else None)
 
 
 def _package(folder: Folder, location: str) -> Package:

@@ -70,6 +70,8 @@ def send_student(
             )
         except KeyError as error:
             return f"the student cannot be registered: its package does not tell {error}"
-        register_student(to.client, model_id, name, run_id=run_id, score=score)
+        register_student(
+            to.client, model_id, name, run_id=run_id, score=score, lineage=about.lineage
+        )
         state["registered"] = {"name": name, "model": model_id}
     return None

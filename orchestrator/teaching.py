@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dcd_core import FrozenTeacher, normalize
+from dcd_core import FrozenTeacher, HintedOutput, normalize
 from orchestrator.evaluation import PixelStatistics
 
 
@@ -42,8 +42,11 @@ class Teaching(Protocol):
         """
         ...
 
-    def run(self, images: Tensor) -> Answers:
-        """The teacher's answers to images, augmented, (n, C, H, W) uint8; n may be 0."""
+    def run(self, images: Tensor) -> Answers | HintedOutput:
+        """The teacher's answers to images, augmented, (n, C, H, W) uint8; n may be 0.
+
+        With intermediate features where the teacher gives them.
+        """
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -80,13 +83,19 @@ class LiveTeaching:
         """Nothing to tell."""
         return {}
 
-    def run(self, images: Tensor) -> Answers:
+    def run(self, images: Tensor) -> Answers | HintedOutput:
         """Run the teacher."""
         inputs = normalize(images, mean=self._pixels.mean, std=self._pixels.std)
         if len(images) == 0:  # many networks cannot run on no image: run one and take no row of it
             inputs = torch.zeros(1, *inputs.shape[1:], device=inputs.device)
-        output = self._teacher(inputs)
-        return Answers(*(_rounded(part[: len(images)], self.dtype) for part in output))
+        output = HintedOutput(*self._teacher(inputs))
+        logits, features, *hints = (
+            _rounded(part[: len(images)], self.dtype)
+            for part in (output.logits, output.features, *output.hints)
+        )
+        if hints:
+            return HintedOutput(logits, features, tuple(hints))
+        return Answers(logits, features)
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,47 +1,30 @@
-"""torchvision's classifiers by name, with or without its weights.
-
-torchvision is imported where it is used: that takes as long as all other imports of a command, and
-most experiments do without.
-"""
+"""torchvision's classifiers by name, with or without its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
-from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
 from orchestrator.function_source import call_builder
-from orchestrator.spec import Normalization
+from orchestrator.torchvision_weights import (
+    AUXILIARY,
+    checked_name,
+    fetch_weights,
+    is_intact,
+    weights_entry,
+)
 
-if TYPE_CHECKING:
-    from torchvision.models import WeightsEnum
-
-TORCHVISION = "torchvision:"
-"""What a source of this module begins with."""
-
-# Those with auxiliary classifiers, which return more than logits in training. With weights, they
-# rescale their input too.
-_AUXILIARY = ("googlenet", "inception_v3")
-
-
-class WeightsFacts(NamedTuple):
-    """What must be known of weights to use their network, or to rebuild it without them."""
-
-    num_classes: int
-    """Classes they were trained on."""
-    normalize: Normalization
-    """The normalisation they were trained with."""
-    args: dict[str, Any]
-    """Keyword arguments that torchvision adds to the builder's when it loads them."""
+_FIXED_SIZE = {"vit_": "image_size", "maxvit_": "input_size"}
+"""Start of the name -> the argument with the only image size that the network takes."""
 
 
 def build_torchvision(
     source: str, args: Mapping[str, Any], *, num_classes: int, weights: str | None
 ) -> nn.Module:
-    """Build a classifier without auxiliary outputs.
+    """Build a classifier, without auxiliary outputs unless ``args`` ask for them.
 
     Args:
         source: ``torchvision:NAME``.
@@ -54,18 +37,30 @@ def build_torchvision(
     """
     from torchvision import models
 
-    build = models.get_model_builder(_checked_name(source))
-    auxiliary = source.removeprefix(TORCHVISION) in _AUXILIARY
+    name = checked_name(source)
+    build = models.get_model_builder(name)
     if weights is None:
         arguments: dict[str, Any] = {"num_classes": num_classes}
-        if auxiliary:
+        if name in AUXILIARY:
             # torchvision warns when the second is left open.
             arguments |= {"aux_logits": False, "init_weights": True}
         network: nn.Module = call_builder(source, build, arguments | dict(args))
         return network
-    entry = _entry(source, weights)
-    network = call_builder(source, build, {"weights": entry, "progress": False, **args})
-    if auxiliary:
+    entry = weights_entry(source, weights)
+    file = fetch_weights(source, entry)
+    wants_auxiliary = bool(args.get("aux_logits"))
+    # The builders refuse to be told that there are none, for they come with the weights.
+    arguments = {key: value for key, value in args.items() if key != "aux_logits" or value}
+    try:
+        network = call_builder(source, build, {"weights": entry, "progress": False, **arguments})
+    except UserError as error:
+        if is_intact(file):
+            raise
+        call_builder(source, build, arguments)  # if it is the arguments, this says so
+        raise UserError(
+            f"{source}: {file} is damaged: delete it, and it is downloaded again"
+        ) from error
+    if name in AUXILIARY and not wants_auxiliary:
         _drop_auxiliary(network)
     weights_classes = len(entry.meta["categories"])
     if weights_classes != num_classes:
@@ -73,56 +68,45 @@ def build_torchvision(
     return network
 
 
-def weights_facts(source: str, weights: str) -> WeightsFacts:
-    """Facts about weights by enum name, without loading them.
+def size_remedy(
+    source: str, args: Mapping[str, Any], *, weights: str | None, height: int, width: int
+) -> str | None:
+    """What to do about images of a size that a network of torchvision's does not take.
 
     Args:
         source: ``torchvision:NAME``.
+        args: keyword arguments of its builder.
         weights: name in the network's weights enum.
+        height: of the images.
+        width: of the images.
 
-    Raises:
-        UserError: there is no such network or no such weights.
+    Returns:
+        Part of a sentence; None when their size is right.
     """
-    entry = _entry(source, weights)
-    transforms = entry.transforms()
-    name = source.removeprefix(TORCHVISION)
-    args: dict[str, Any] = {}
-    if name in _AUXILIARY:
-        args["transform_input"] = True
-    elif name.startswith("vit_"):
-        args["image_size"] = entry.meta["min_size"][0]
-    return WeightsFacts(
-        len(entry.meta["categories"]),
-        Normalization(mean=tuple(transforms.mean), std=tuple(transforms.std)),
-        args,
+    name = checked_name(source)
+    smallest = weights_entry(source, weights or "DEFAULT").meta["min_size"]
+    argument = next((key for start, key in _FIXED_SIZE.items() if name.startswith(start)), None)
+    if argument is None:
+        if height >= smallest[0] and width >= smallest[1]:
+            return None
+        return (
+            f"it takes images from {smallest[0]} x {smallest[1]} pixels on: set data.resize: "
+            f"{smallest[0]} or more"
+        )
+    # Without weights, the builders' own default is that of the first ones, 224 for all.
+    size = smallest if weights is not None else args.get(argument, 224)
+    wanted = (size, size) if isinstance(size, int) else tuple(size)
+    if (height, width) == wanted:
+        return None
+    free = argument == "image_size" and weights is None
+    return (
+        f"it is built for images of exactly {wanted[0]} x {wanted[1]} pixels: set data.resize: "
+        f"{wanted[0]}" + (", or args: {image_size: N}, a multiple of its patches" if free else "")
     )
 
 
-def _checked_name(source: str) -> str:
-    from torchvision import models
-
-    if not source.startswith(TORCHVISION):
-        raise UserError(f"{source}: weights are torchvision's: use them with {TORCHVISION}NAME")
-    name = source.removeprefix(TORCHVISION)
-    names = models.list_models(module=models)
-    if name not in names:
-        raise UserError(f"{source}: torchvision has no such classifier{nearest(name, names)}")
-    return name
-
-
-def _entry(source: str, weights: str) -> WeightsEnum:
-    from torchvision import models
-
-    choices: type[WeightsEnum] = models.get_model_weights(_checked_name(source))
-    names = [*choices.__members__]
-    key = weights.removeprefix(f"{choices.__name__}.")
-    if key not in names:
-        raise UserError(f"{source}: no weights {weights!r}; there are {', '.join(names)}")
-    return choices[key]
-
-
 def _drop_auxiliary(network: nn.Module) -> None:
-    """Turn the auxiliary classifiers off, which the builders insist on when they load weights."""
+    """Turn the auxiliary classifiers off."""
     for name, off in (("aux_logits", False), ("aux1", None), ("aux2", None), ("AuxLogits", None)):
         if hasattr(network, name):
             setattr(network, name, off)

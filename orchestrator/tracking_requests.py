@@ -44,7 +44,8 @@ def request_tracking(
         tags: tags of the run; values become strings.
         params: parameters of the run; values become strings.
         texts: text artifacts, artifact path -> text.
-        dataset: ``name``, ``digest``, ``source`` and ``profile`` (JSON) of the data set.
+        dataset: ``name``, ``digest``, ``source`` and ``profile`` (JSON) of the data set, and
+            ``context``, what it is used for, when that is not training.
         artifact_root: where a new experiment keeps its artifacts when `uri` is a database; a server
             decides for itself.
         parent: folder of the run that MLflow shows this one under; this run's lies inside it.

@@ -23,6 +23,7 @@ from orchestrator.build import (
     build_objective,
     build_optimizer,
     build_recipe,
+    capture_hints,
     example_images,
     feature_layers,
     student_pixels,
@@ -50,6 +51,7 @@ from orchestrator.frozen_teacher import (
     score_teacher,
     teacher_metrics,
 )
+from orchestrator.origins import Start, without_files
 from orchestrator.places import CachePlace
 from orchestrator.reporter import Ranks, Reporter
 from orchestrator.sources import build_student, build_teacher
@@ -78,6 +80,21 @@ class Work(NamedTuple):
     """Where the teacher's answers are kept; None to compute them anew."""
     uses_test: bool = True
     """Whether the students and the teacher are scored on the test split in the end."""
+    start: Start | None = None
+    """Where students with weights of their own start from."""
+
+    @property
+    def student_start(self) -> Start | None:
+        """Where this student starts from; None for one of other settings, as trials may have."""
+        start = self.start
+        return start if start is not None and start.given == self.experiment.student else None
+
+    def student_pixels(self, dataset: Dataset) -> PixelStatistics:
+        """What the student sees: as is said, as its weights were trained, or as is measured."""
+        start = self.student_start
+        if start is not None and start.pixels is not None and not self.experiment.data.normalize:
+            return start.pixels
+        return student_pixels(self.experiment.data, dataset)
 
 
 class Shared(NamedTuple):
@@ -101,7 +118,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     """
     experiment, dataset, ranks = work.experiment, shared.dataset, reporter.ranks
     validation = Images.of(dataset.val).resident(ranks.device)
-    pixels = student_pixels(experiment.data, dataset)
+    pixels = work.student_pixels(dataset)
     networks = error = None
     try:
         networks = _build_networks(work, shared, pixels, ranks)
@@ -130,6 +147,8 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         experiment.objective,
         micro_batch_size=experiment.train.micro_batch_size,
         seed=experiment.seed,
+        teacher_hints=teacher.hint_shapes if teacher is not None else (),
+        train_labels=Images.of(dataset.train).labels,
     ).to(ranks.device)
     if computation.compiled:
         torch.compiler.reset()  # a process that trains many students compiles each of them
@@ -181,7 +200,7 @@ def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float
     Raises:
         UserError: it is no better than chance.
     """
-    pixels = student_pixels(work.experiment.data, shared.dataset)
+    pixels = work.student_pixels(shared.dataset)
     student, teacher = _build_networks(work, shared, pixels, ranks)
     computation = _computation(work, shared, student, teacher, ranks)
     return _frozen(work, teacher, computation, shared.dataset, ranks)[1]
@@ -194,7 +213,7 @@ def _computation(
     teacher: FeatureModel | None,
     ranks: Ranks,
 ) -> Computation:
-    pixels = student_pixels(work.experiment.data, shared.dataset)
+    pixels = work.student_pixels(shared.dataset)
     return choose_computation(
         work.experiment,
         ranks.device,
@@ -238,7 +257,7 @@ def fill_cache(work: Work, shared: Shared, ranks: Ranks, *, epochs: int) -> Iter
     Yields:
         For each of the first epochs, None, or why not all of its answers are there.
     """
-    pixels = student_pixels(work.experiment.data, shared.dataset)
+    pixels = work.student_pixels(shared.dataset)
     student, teacher = _build_networks(work, shared, pixels, ranks)
     computation = _computation(work, shared, student, teacher, ranks)
     assert teacher is not None and work.teacher_pixels is not None
@@ -305,14 +324,23 @@ def _build_networks(
             feature_layer=layers["teacher"],
             state=shared.teacher_state,
         ).to(ranks.device)
+    start = work.student_start
     student = build_student(
-        experiment.student,
+        experiment.student if start is None else start.spec,
         num_classes=dataset.num_classes,
         images_example=example_images(dataset, pixels),
         seed=experiment.seed,
         feature_layer=layers["student"],
-        state=shared.student_state,
+        state=None if start is None else shared.student_state,
     ).to(ranks.device)
+    if teacher is not None and work.teacher_pixels is not None:
+        capture_hints(
+            experiment.objective,
+            student,
+            teacher,
+            student_example=example_images(dataset, pixels),
+            teacher_example=example_images(dataset, work.teacher_pixels),
+        )
     return student, teacher
 
 
@@ -375,7 +403,8 @@ def _leave_student(
     pixels: PixelStatistics,
     metrics: dict[str, float],
 ) -> None:
-    student = work.experiment.student
+    start = work.student_start
+    student = without_files(work.experiment.student) if start is None else start.spec
     save_package(
         work.run / "student",
         state_dict={k: v.cpu() for k, v in distiller.student.model.state_dict().items()},

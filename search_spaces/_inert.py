@@ -58,6 +58,8 @@ def _without_effect(path: str, space: Space, base: Mapping[str, Any]) -> str:
     if path == "schedule.gamma" and kind != "step" and "schedule.kind" not in space.parameters:
         return f"{path} is searched without effect: the trials' schedule is {kind}"
     weight = _ACTS_THROUGH.get(path)
+    if path.startswith("objective.method_args."):
+        weight = "objective.method_weight"
     # Another method brings its own weights, and a schedule may switch a term on later.
     if weight is None or "objective.method" in space.parameters or base.get("objective.schedule"):
         return ""

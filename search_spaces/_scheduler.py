@@ -17,6 +17,7 @@ CHANGEABLE = (
     "objective.kd_weight",
     "objective.dcd_weight",
     "objective.consistency_weight",
+    "objective.method_weight",
     "objective.kd_temperature",
 )
 """Settings that may have another value in each epoch of a run."""

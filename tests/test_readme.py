@@ -42,6 +42,15 @@ COVERED = {
         "tests/integration/test_demo.py",
         '"plan", "examples/digits.yaml", "--space", "dcd", "--trials", "16"',
     ),
+    "dcd evaluate digits": (
+        "tests/integration/test_demo.py",
+        'run(newcomer, "evaluate", "digits")',
+    ),
+    "dcd transfer digits --data imagefolder --set data.path=photos --set data.test_fraction=0.3": (
+        "tests/integration/test_demo.py",
+        '"transfer", "digits", "--data", "imagefolder", "--set", "data.path=photos", "--set", '
+        '"data.test_fraction=0.3"',
+    ),
     "dcd cache ls": ("tests/integration/test_demo.py", 'run(newcomer, "cache", "ls")'),
     "dcd cache warm examples/digits.yaml": (
         "tests/integration/test_demo.py",
@@ -77,8 +86,8 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
         assert text in written, (command, place)
 
 
-def test_the_experiment_of_the_readme_is_valid() -> None:
-    text, cache = snippets("yaml")
+def test_the_experiments_of_the_readme_are_valid() -> None:
+    text, chain, cache = snippets("yaml")
     values = yaml.safe_load(text)
     experiment = build_experiment(values, where="README")
     assert experiment.scaling.workers == 2
@@ -86,6 +95,9 @@ def test_the_experiment_of_the_readme_is_valid() -> None:
     for line in cache.splitlines():  # two ways to write one section
         section = yaml.safe_load(line)
         assert build_experiment(values | section, where="README").teacher_cache.mode == "auto"
+    # What it does is seen in tests/integration/test_chains.py.
+    second = build_experiment(yaml.safe_load(chain), where="README")
+    assert second.tracking.register_as == "small"
 
 
 def test_the_loss_of_the_readme_runs_as_it_stands() -> None:

@@ -12,10 +12,11 @@ from dcd_core.models.cifar_resnet50 import ResNet50
 from dcd_core.models.mobilenet_v2 import MobileNetV2
 from dcd_core.models.shufflenet_v1 import ShuffleNetV1
 from dcd_core.models.shufflenet_v2 import ShuffleNetV2
+from dcd_core.models.stages import default_hints, stage_ends
 from dcd_core.models.vgg import VGGS
 from dcd_core.models.wide_resnet import WIDE_RESNETS
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "build_model", "default_hints", "stage_ends"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     **CIFAR_RESNETS,

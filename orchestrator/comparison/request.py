@@ -10,7 +10,7 @@ from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
 from orchestrator.experiment_file import identity, parse_override
 from orchestrator.places import find_places
-from orchestrator.spec import METHOD_WEIGHTS, Experiment
+from orchestrator.spec import Experiment, method_names
 from orchestrator.storage import Folder
 from orchestrator.tracking_files import GROUP_FILE
 from orchestrator.trials.group import Group, open_group, resume_group
@@ -44,11 +44,12 @@ def parse_arms(methods: str | None, overrides: Sequence[str]) -> dict[str, dict[
         UserError: an unknown method, a name given twice, or something else than an override.
     """
     arms: dict[str, dict[str, Any]] = {}
+    names = method_names()
     for method in filter(None, (part.strip() for part in (methods or "").split(","))):
-        if method not in METHOD_WEIGHTS:
+        if method not in names:
             raise UserError(
-                f"--arms: no method {method!r}{nearest(method, METHOD_WEIGHTS)}: "
-                f"{', '.join(METHOD_WEIGHTS)}, or --arm NAME='a.b=value' for anything else"
+                f"--arms: no method {method!r}{nearest(method, names)}: "
+                f"{', '.join(names)}, or --arm NAME='a.b=value' for anything else"
             )
         _add(arms, method, {"objective.method": method})
     for text in overrides:

@@ -1,19 +1,17 @@
-"""How long a student takes for one image, measured alone on the machine."""
+"""How long each student of a search takes for one image."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence
 
 import torch
 
+from orchestrator.latency import measure_latency
 from orchestrator.progress import Display
 from orchestrator.storage import Folder
 from orchestrator.student_model import load_student, read_package
 
 FILE = "latency.json"
-_WARM_UP, _TIMED = 10, 50
 
 
 def measure_latencies(students: Sequence[Folder], *, display: Display) -> None:
@@ -28,30 +26,16 @@ def measure_latencies(students: Sequence[Folder], *, display: Display) -> None:
         return
     with display.step(f"measuring the latency of {len(left)} students, one at a time"):
         for folder in left:
-            folder.write_json(FILE, measure_latency(folder))
+            folder.write_json(FILE, _measure(folder))
 
 
-def measure_latency(folder: Folder) -> dict[str, float | str]:
+def _measure(folder: Folder) -> dict[str, float | str]:
     """The median time for a batch of one image, in milliseconds, on the GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = load_student(folder.location, with_normalization=True).to(device)
-    shape = read_package(folder.location).image_shape
-    image = torch.zeros((1, *shape), dtype=torch.uint8, device=device)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(_WARM_UP + _TIMED):
-            _wait(device)
-            started = time.perf_counter()
-            student(image)
-            _wait(device)
-            seconds.append(time.perf_counter() - started)
+    latency = measure_latency(student, read_package(folder.location).image_shape, device=device)
     return {
-        "latency_ms": 1000 * statistics.median(seconds[_WARM_UP:]),
+        "latency_ms": latency.median_ms,
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

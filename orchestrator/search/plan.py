@@ -34,6 +34,7 @@ _UNSEARCHABLE = {
     "scaling": "it does not change a student",
     "train.epochs": "it is every trial's budget: give --epochs",
     "objective.feature_layer": "all trials share the teacher: use `dcd compare --arm`",
+    "objective.hint_layers": "all trials share the teacher: use `dcd compare --arm`",
 }
 _BUILDS_NETWORK = ("student.", "train.batch_size", "train.accumulate")
 

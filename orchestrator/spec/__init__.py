@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.spec.base import NAME_PATTERN, Section, Seed
 from orchestrator.spec.data import DataSpec, Normalization
+from orchestrator.spec.methods import method_names
 from orchestrator.spec.networks import (
     FitSpec,
     StudentSpec,
@@ -21,18 +22,18 @@ from orchestrator.spec.networks import (
     TeacherSpec,
     cache_section,
 )
-from orchestrator.spec.objective import METHOD_WEIGHTS, FeatureLayers, ObjectiveSpec, WeightChange
+from orchestrator.spec.objective import FeatureLayers, HintLayers, ObjectiveSpec, WeightChange
 from orchestrator.spec.places import MODEL_NAME_PATTERN, StorageSpec, TrackingSpec
 from orchestrator.spec.training import OptimizerSpec, ScalingSpec, ScheduleSpec, TrainSpec
 
 __all__ = [
-    "METHOD_WEIGHTS",
     "MODEL_NAME_PATTERN",
     "NAME_PATTERN",
     "DataSpec",
     "Experiment",
     "FeatureLayers",
     "FitSpec",
+    "HintLayers",
     "Normalization",
     "ObjectiveSpec",
     "OptimizerSpec",
@@ -46,6 +47,7 @@ __all__ = [
     "TrainSpec",
     "WeightChange",
     "cache_section",
+    "method_names",
 ]
 
 
@@ -96,6 +98,12 @@ class Experiment(Section):
                 f"use {math.ceil(self.train.batch_size / shards) * shards}"
             )
         objective = self.objective
+        cache = self.teacher_cache
+        if objective.uses_hints and (cache.mode == "on" or cache.path is not None):
+            raise ValueError(
+                f"teacher_cache keeps logits and features only, and method {objective.method!r} "
+                "compares intermediate features: let teacher_cache be auto or off"
+            )
         last_change = max((change.epoch for change in objective.schedule), default=0)
         if last_change > self.train.epochs:
             raise ValueError(

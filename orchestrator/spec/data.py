@@ -92,7 +92,8 @@ class DataSpec(Section):
     flip: bool = True
     """Mirror half of the images. Turn it off where left and right differ, as in digits."""
     normalize: Normalization | None = None
-    """What the student sees: (x / 255 - mean) / std. Measured on the training split when absent."""
+    """What the student sees: (x / 255 - mean) / std. When absent, what weights that it starts from
+    were trained on, else measured on the training split."""
     test_fraction: Fraction | None = None
     """Share of all images cut off as test split; needed where the source has no test split."""
     val_fraction: Fraction = 0.1

@@ -33,13 +33,16 @@ class TeacherSpec(Section):
     """The frozen network that the student learns from."""
 
     source: str = Field("resnet32x4", min_length=1)
-    """A built-in name, `torchvision:NAME`, `module:function` of your own, or `mlflow:URI`."""
+    """A built-in name, `torchvision:NAME`, `timm:NAME`, `module:function` of your own, or
+    `mlflow:URI`."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments for the function of a `module:function` or torchvision source."""
+    """Keyword arguments for the function of a `module:function`, torchvision or timm source."""
     checkpoint: str | None = None
     """File or URI with the weights: a state dict, plain or nested."""
     weights: str | None = None
-    """torchvision's own weights by enum name, such as `IMAGENET1K_V1`."""
+    """torchvision's own weights by enum name, such as `IMAGENET1K_V1`, or timm's by tag, such as
+    `a1_in1k`; `DEFAULT` in both takes the best that they have. The network sees what they were
+    trained on, unless `normalize` is given."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Classes of the teacher's head when they are not the data's."""
     normalize: Normalization | None = None
@@ -122,13 +125,15 @@ class StudentSpec(Section):
     """The network that is trained."""
 
     source: str = Field("resnet8x4", min_length=1)
-    """A built-in name, `torchvision:NAME`, `module:function` of your own, or `mlflow:URI`."""
+    """A built-in name, `torchvision:NAME`, `timm:NAME`, `module:function` of your own, or
+    `mlflow:URI`."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments for the function of a `module:function` or torchvision source."""
+    """Keyword arguments for the function of a `module:function`, torchvision or timm source."""
     checkpoint: str | None = None
     """Start from these weights."""
     weights: str | None = None
-    """Start from torchvision's own weights, by enum name."""
+    """Start from torchvision's own weights by enum name, or timm's by tag. The student sees what
+    they were trained on, unless `data.normalize` is given."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentSpec:

@@ -111,6 +111,13 @@ def build_teaching(
     live = LiveTeaching(network, pixels=pixels, dtype=dtype)
     if place is None or state is None:
         return live
+    if network.hint_shapes:
+        logger.info(
+            "the teacher runs in every step: its cache keeps no intermediate features, which "
+            "method %r compares",
+            experiment.objective.method,
+        )
+        return live
     try:
         with guarded():
             key = teacher_key(

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from dcd_core import sample_order, shares
+from dcd_core import HintedOutput, sample_order, shares
 from orchestrator.batches import Recipe, to_device
 from orchestrator.evaluation import Images
 from orchestrator.reporter import Ranks
@@ -121,7 +121,7 @@ class CachedTeaching:
         self._num_computed += len(positions)
         return None
 
-    def run(self, images: Tensor) -> Answers:
+    def run(self, images: Tensor) -> Answers | HintedOutput:
         """Run the teacher."""
         return self._live.run(images)
 

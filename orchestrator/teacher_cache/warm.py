@@ -30,6 +30,11 @@ def warm(experiment: Experiment, *, epochs: int | None, display: Display | None 
         raise UserError("teacher: there is none, so there is nothing to compute")
     if experiment.teacher_cache.mode == "off":
         raise UserError("teacher_cache: it is off, so nothing would be kept: drop that")
+    if experiment.objective.uses_hints:
+        raise UserError(
+            f"objective.method: {experiment.objective.method!r} compares intermediate features, "
+            "which the cache does not keep: nothing could be read from it"
+        )
     places = find_places(experiment)
     check_places(places, experiment)
     with display.step(f"{experiment.name}: reading images and networks"):

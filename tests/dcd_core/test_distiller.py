@@ -101,7 +101,7 @@ def test_without_a_teacher_dimension_there_are_neither_heads_nor_scalars() -> No
     student = FeatureModel(TinyNet(), images_example=BATCH.images)
     distiller = Distiller(student, teacher_dim=None)
     output = distiller(BATCH.images.float())
-    assert output[1:] == (None, None, None, None)
+    assert output[1:] == (None,) * 5
     assert list(distiller.state_dict()) == [f"student.{k}" for k in student.state_dict()]
     assert distiller.temperature is None
     distiller.limit_temperature_()

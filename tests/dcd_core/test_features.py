@@ -107,7 +107,7 @@ def test_the_layer_is_found_by_its_values_not_by_shape_or_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "activation", [nn.LogSoftmax(dim=1), nn.ReLU(inplace=True)], ids=["log-softmax", "in-place"]
+    "activation", [nn.LogSoftmax(dim=1), nn.ELU(inplace=True)], ids=["log-softmax", "in-place"]
 )
 def test_without_a_classifier_the_message_asks_for_a_feature_layer(activation: nn.Module) -> None:
     model = _ConvolutionalHead(activation=activation)
@@ -119,14 +119,85 @@ def test_without_a_classifier_the_message_asks_for_a_feature_layer(activation: n
     assert wrapped.feature_layer == "squeeze"
 
 
-def test_squeezenet_needs_a_feature_layer_and_works_with_one() -> None:
-    model: Any = _torchvision("squeezenet1_1").eval()
-    with pytest.raises(ValueError, match="feature_layer"):
-        FeatureModel(model, images_example=IMAGES)
-    wrapped = FeatureModel(model, images_example=IMAGES, feature_layer="features")
+class _AveragedScores(nn.Module):
+    """A map of scores for each class, which is averaged in the end."""
+
+    def __init__(self, *, activation: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 5, 1)  # as many channels as classes
+        self.head = nn.Conv2d(5, 5, 1)
+        self.activation = activation
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.activation(self.head(self.body(images)))
+        return F.adaptive_avg_pool2d(scores, 1).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.Identity(), nn.ReLU(inplace=True)], ids=["plain", "rectified"]
+)
+def test_a_1x1_convolution_whose_scores_are_averaged_is_the_classifier(
+    activation: nn.Module,
+) -> None:
+    torch.manual_seed(0)
+    model = _AveragedScores(activation=activation)
+    assert find_classifier(model, SMALL) == "head"
+    wrapped = FeatureModel(model, images_example=SMALL)
+    torch.testing.assert_close(wrapped(SMALL).features, model.body(SMALL).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "squeezenet1_1"])
+def test_features_of_squeezenet_are_what_its_last_convolution_sees(name: str) -> None:
+    model: Any = _torchvision(name).eval()
+    assert find_classifier(model, IMAGES) == "classifier.1"
+    wrapped = FeatureModel(model, images_example=IMAGES)
+    assert (wrapped.feature_dim, wrapped.num_classes) == (512, 10)
     torch.testing.assert_close(
         wrapped(IMAGES).features, model.features(IMAGES).mean((2, 3)), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_features_are_taken_before_the_dropout_in_front_of_the_classifier(inplace: bool) -> None:
+    torch.manual_seed(0)
+    body, head = nn.Linear(768, 6), nn.Linear(6, 4)
+    model = nn.Sequential(nn.Flatten(), body, nn.Dropout(0.5, inplace=inplace), head)
+    wrapped = FeatureModel(model, images_example=SMALL).train()
+    logits, features = wrapped(SMALL)
+    torch.testing.assert_close(features, body(SMALL.flatten(1)), rtol=0, atol=0)
+    assert (logits - head(features)).abs().max() > 0.01  # the logits have their dropout
+
+
+@pytest.mark.parametrize(
+    "between", [nn.ReLU(inplace=True), nn.LayerNorm(6)], ids=["in-place", "normalisation"]
+)
+def test_a_dropout_that_is_not_directly_before_the_classifier_is_part_of_the_feature(
+    between: nn.Module,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(768, 6), nn.Dropout(0.5), between, nn.Linear(6, 4)
+    )
+    wrapped = FeatureModel(model, images_example=SMALL).train()
+    logits, features = wrapped(SMALL)
+    torch.testing.assert_close(model[4](features), logits, rtol=0, atol=0)
+
+
+def test_a_dropout_that_is_used_elsewhere_too_is_part_of_the_feature() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.fc, self.dropout = nn.Linear(16, 8), nn.Linear(8, 4), nn.Dropout(0.5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.dropout(self.tokens(images.mean(1)))  # (B, 16, 8)
+            logits: Tensor = self.fc(self.dropout(tokens.mean(1)))
+            return logits
+
+    torch.manual_seed(0)
+    model = Shared()
+    logits, features = FeatureModel(model, images_example=SMALL).train()(SMALL)
+    torch.testing.assert_close(model.fc(features), logits, rtol=0, atol=0)
 
 
 def test_the_output_of_a_feature_layer_is_taken_before_in_place_activations() -> None:

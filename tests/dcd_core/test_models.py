@@ -87,6 +87,17 @@ def test_other_image_sizes_and_channels_are_accepted(
         assert model(torch.randn(0, channels, *size)).shape == (0, 7)
 
 
+@pytest.mark.parametrize("name", FINGERPRINTS)
+@pytest.mark.parametrize(("size", "num_classes"), [(64, 2), (96, 200)])
+def test_larger_images_and_other_classes_leave_the_feature_as_wide_as_it_is(
+    name: str, size: int, num_classes: int
+) -> None:
+    images = torch.randn(1, 3, size, size)
+    wrapped = FeatureModel(build_model(name, num_classes=num_classes), images_example=images)
+    assert wrapped.feature_dim == FINGERPRINTS[name]["feature_dim"]
+    assert wrapped.num_classes == num_classes
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = build_model(name, num_classes=7)

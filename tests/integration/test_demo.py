@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from digit_folder import save_digits
 
 from orchestrator import load_student
 
@@ -114,6 +115,26 @@ def test_the_answers_of_the_teacher_are_listed_made_and_removed(newcomer: Path) 
     assert re.search(r"^ *[0-9a-f]{16}  resnet8x4 .* 1-30 ", output, re.M), output
     output = digits.run(newcomer, "cache", "prune", "--older-than", "7")
     assert re.search(r"^removed 0 of \d+ teachers' answers, ", output, re.M), output
+
+
+def test_the_student_of_the_demo_is_evaluated_as_its_run_was(newcomer: Path) -> None:
+    output = digits.run(newcomer, "evaluate", "digits")
+    result = json.loads((newcomer / "dcd_runs/digits/result.json").read_text())
+    found = json.loads((newcomer / "dcd_runs/digits-on-digits-test/evaluation.json").read_text())
+    assert found["model"]["top1"] == pytest.approx(result["test/top1"])
+    assert found["teacher"]["top1"] == pytest.approx(result["teacher/test_top1"])
+    assert found["model"]["parameters"] == 78_042
+    assert re.search(r"^same answer as the teacher +\d\d\.\d\d %", output, re.M), output
+
+
+def test_the_student_of_the_demo_transfers_to_a_folder_of_images(newcomer: Path) -> None:
+    save_digits(newcomer / "photos", classes=range(4))
+    output = digits.run(
+        newcomer,
+        "transfer", "digits", "--data", "imagefolder",
+        "--set", "data.path=photos", "--set", "data.test_fraction=0.3",
+    )  # fmt: skip
+    assert re.search(r"^digits +64 +1 +9\d\.\d\d ", output, re.M), output
 
 
 def test_the_doctor_finds_a_healthy_machine(newcomer: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(dcd: Any, experiment: Any)
         (
             [{"epoch": 2}],
             "objective.schedule: the change at epoch 2 changes nothing: give one of ce_weight, "
-            "kd_weight, dcd_weight, consistency_weight, kd_temperature",
+            "kd_weight, dcd_weight, consistency_weight, method_weight, kd_temperature",
         ),
         (
             [{"epoch": 3, "kd_weight": 0}],

@@ -93,7 +93,7 @@ def test_an_unknown_key_of_the_teacher_and_its_fit_is_told(write: Any) -> None:
         ("data: {flip: 1}", "data.flip", "valid boolean, found 1"),
         ("data: {resize: big}", "data.resize", "found 'big'"),
         ("optimizer: {name: adam}", "optimizer.name", "did you mean 'adamw'?"),
-        ("objective: {method: dkd}", "objective.method", "found 'dkd'; did you mean 'kd'?"),
+        ("objective: {method: kdd}", "objective.method", "found 'kdd'; did you mean 'kd'?"),
         ("scaling: {cpus_per_worker: all}", "scaling.cpus_per_worker", "'auto'"),
         ("train: fast", "train", "mapping of keys to values, found 'fast'"),
         ("data:", "data", "mapping of keys to values, found None"),

@@ -1,0 +1,70 @@
+"""Where the stages of an architecture end: the layers whose outputs methods compare by default."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from torch import nn
+
+from dcd_core.models.mobilenet_v2 import MobileNetV2
+from dcd_core.models.vgg import VGG
+
+_NAMED = re.compile(r"(layer|block|stage)[1-9]")
+
+
+def stage_ends(model: nn.Module) -> list[str]:
+    """Dotted paths of the modules whose outputs end the stages, first to last.
+
+    Those of the CRD protocol for the built-in models. Of any other model, the children that are
+    called ``layer1``, ``layer2`` and so on, as in torchvision's ResNets, or ``block`` or ``stage``.
+
+    Args:
+        model: the classifier.
+
+    Returns:
+        The paths; none where nothing is known.
+    """
+    if isinstance(model, MobileNetV2):
+        return ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+    if isinstance(model, VGG):
+        return ["block1", "block2", "block3", "block4"]
+    return [name for name, _ in model.named_children() if _NAMED.fullmatch(name)]
+
+
+def default_hints(
+    student: nn.Module, teacher: nn.Module, which: Literal["none", "stages", "middle", "last"]
+) -> tuple[list[str], list[str]]:
+    """The layers of both networks that a method compares unless they are named.
+
+    Stages are paired from the last one backwards, so of the network that has more, the first ones
+    are left out.
+
+    Args:
+        student: the classifier itself.
+        teacher: the classifier itself.
+        which: ``Method.hints``. The middle one of three or four stages is the second.
+
+    Returns:
+        Paths in the student and in the teacher, as many.
+
+    Raises:
+        ValueError: the stages of one are not known.
+    """
+    if which == "none":
+        return [], []
+    paths = []
+    for name, model in (("student", student), ("teacher", teacher)):
+        ends = stage_ends(model)
+        if not ends:
+            raise ValueError(
+                f"where the stages of the {name}, a {type(model).__name__}, end is not known: "
+                "set hint_layers"
+            )
+        paths.append(ends)
+    common = min(map(len, paths))
+    own, wanted = (ends[-common:] for ends in paths)
+    if which == "middle":
+        middle = (common - 1) // 2
+        return own[middle : middle + 1], wanted[middle : middle + 1]
+    return (own[-1:], wanted[-1:]) if which == "last" else (own, wanted)

@@ -1,0 +1,1 @@
+"""How well a frozen network's features serve other classes: linear probes."""
