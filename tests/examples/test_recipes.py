@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
+from PIL import Image
 from rich.console import Console
 
 from orchestrator.distillation import distill
 from orchestrator.experiment_file import load_experiment
 from orchestrator.plan import describe_plan
 from orchestrator.progress import Display
+from orchestrator.transfer.probe import ProbeSettings
+from orchestrator.transfer.run import Request, transfer_models
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CIFAR100 = sorted((EXAMPLES / "cifar100").glob("*.yaml"))
@@ -97,3 +103,120 @@ def test_a_recipe_of_the_published_table_makes_two_steps(
     result = outcome.folder.read_json("result.json")
     assert result["best_epoch"] == 1
     assert 0 <= result["test/top1"] <= 100
+
+
+def jpeg(random: np.random.Generator, *, size: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def write_imagenet(root: Path) -> Path:
+    """Random JPEGs of several sizes in ImageNet's layout, of a few classes."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for wnid in ("n01440764", "n01443537", "n01484850", "n01491361"):
+            folder = root / split / wnid
+            folder.mkdir(parents=True)
+            for number in range(count):
+                size = (260 + 20 * number, 300)
+                (folder / f"{wnid}_{number}.JPEG").write_bytes(jpeg(random, size=size))
+    return root
+
+
+def write_stl10(root: Path) -> Path:
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 80), ("test", 40)):
+        random.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8).tofile(
+            folder / f"{split}_X.bin"
+        )
+        (np.arange(count, dtype=np.uint8) % 10 + 1).tofile(folder / f"{split}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join(f"class{n}" for n in range(10)))
+    return root
+
+
+def write_tiny_imagenet(root: Path) -> Path:
+    random = np.random.default_rng(0)
+    wnids = [f"n{number:08d}" for number in range(10)]
+    annotations = []
+    (root / "val" / "images").mkdir(parents=True)
+    for label, wnid in enumerate(wnids):
+        folder = root / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        for number in range(8):
+            image = jpeg(random, size=(64, 64))
+            (folder / f"{wnid}_{number}.JPEG").write_bytes(image)
+        for number in range(4):
+            name = f"val_{4 * label + number}.JPEG"
+            (root / "val" / "images" / name).write_bytes(jpeg(random, size=(64, 64)))
+            annotations.append(f"{name}\t{wnid}\t0\t0\t62\t62")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(annotations) + "\n")
+    (root / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    (root / "words.txt").write_text("".join(f"{wnid}\tthing {wnid}\n" for wnid in wnids))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("resnet34", "resnet18"), ("resnet50", "mobilenet_v2")]
+)
+def test_a_recipe_for_imagenet_makes_two_steps(
+    teacher: str, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = write_imagenet(tmp_path / "imagenet")
+    path = EXAMPLES / "imagenet" / f"{teacher}_{student}.yaml"
+    given = load_experiment(path)
+    assert given.teacher is not None and given.teacher.weights == "IMAGENET1K_V1"
+    assert (given.train.epochs, given.train.batch_size) == (120, 256)
+    assert (given.optimizer.lr, given.optimizer.weight_decay) == (0.1, 1e-4)
+    assert given.schedule.milestones == (30, 60, 90)
+    # Its weights cannot be fetched here: a checkpoint of the same shape stands in for them.
+    weights = tmp_path / "teacher.pt"
+    torch.save(torchvision.models.get_model(teacher, num_classes=4).state_dict(), weights)
+    overrides = [
+        f"data.path={images}",
+        "teacher.weights=null",
+        f"teacher.checkpoint={weights}",
+        *TWO_STEPS,
+        "data.limit=8",
+        "train.batch_size=4",
+        "schedule.milestones=[0.5]",
+    ]
+    experiment = load_experiment(path, overrides)
+    assert f"torchvision:{student}" in describe_plan(experiment)
+    outcome = distill(experiment, display=Display(Console(file=io.StringIO())))
+    assert outcome.folder.read_json("result.json")["best_epoch"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "write"), [("stl10", write_stl10), ("tiny_imagenet", write_tiny_imagenet)]
+)
+def test_a_recipe_for_transfer_trains_a_student_and_a_probe(
+    name: str,
+    write: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = f"data.path={write(tmp_path / 'images')}"
+    path = EXAMPLES / f"transfer_{name}.yaml"
+    steps = [item for item in TWO_STEPS if not item.startswith("teacher.")]
+    experiment = load_experiment(path, [images, *steps])
+    assert "wrn_16_2" in describe_plan(experiment)
+    display = Display(Console(file=io.StringIO()))
+    distill(experiment, display=display)
+
+    request = Request(
+        models=(experiment.name,),
+        data=str(path),
+        overrides=(images, "tracking.enabled=false"),
+        settings=ProbeSettings(epochs=2),
+    )
+    (left,) = transfer_models(request, display=display)
+    assert left.transfer.image_shape == (3, 32, 32)
+    assert "transfer.json" in left.folder.names()
