@@ -95,6 +95,11 @@ class Experiment(Section):
                 f"train.accumulate = {max(self.scaling.workers, 1)} x {self.train.accumulate}: "
                 f"use {math.ceil(self.train.batch_size / shards) * shards}"
             )
+        if self.data.streaming is True and self.teacher_cache.mode == "on":
+            raise ValueError(
+                "teacher_cache keeps the answers to images that are held in memory: drop "
+                "data.streaming or set teacher_cache: auto"
+            )
         objective = self.objective
         last_change = max((change.epoch for change in objective.schedule), default=0)
         if last_change > self.train.epochs:

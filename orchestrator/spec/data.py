@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from orchestrator.spec.base import Count, Fraction, Positive, Section, Seed
 
+STREAMABLE = ("imagefolder", "parquet")
+"""Sources whose images any process can read a part of."""
+
 
 class Normalization(Section):
     """Per-channel statistics of pixel values scaled to [0, 1]."""
@@ -69,11 +72,23 @@ class DataSpec(Section):
     """Decides the order of the images and their augmentation."""
     on_error: Literal["fail", "skip"] = "fail"
     """What to do with an image that cannot be decoded; `skip` counts and logs them."""
+    streaming: bool | Literal["auto"] = "auto"
+    """Read and decode the images anew in each epoch instead of holding them: needed for sets that
+    do not fit. `auto` streams an image folder or Parquet that, decoded, would take more than a
+    quarter of this machine's memory."""
+    memory_gib: Positive = 1.0
+    """What streamed images may take in each worker, in GiB: half for the window that they are
+    shuffled in, the rest for those on their way there."""
     download: bool = False
     """Let torchvision fetch CIFAR when it is not on disk."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSpec:
+        if self.streaming is True and self.source not in STREAMABLE:
+            raise ValueError(
+                f"streaming reads {' and '.join(STREAMABLE)}; source {self.source!r} is small and "
+                "held in memory: drop streaming"
+            )
         if self.limit is not None and self.labels_per_class is not None:
             raise ValueError("limit and labels_per_class exclude each other: give one of them")
         if self.source != "digits" and self.path is None:
