@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from dcd_core import (
     Distiller,
@@ -148,5 +147,5 @@ def num_views(experiment: Experiment) -> int | None:
 
 def example_images(dataset: Dataset, pixels: PixelStatistics) -> Tensor:
     """Two real images as a network gets them, float (2, C, H, W)."""
-    images = from_dlpack(dataset.train.images[:2])
+    images = torch.tensor(dataset.train.examples)
     return normalize(images, mean=pixels.mean, std=pixels.std)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from dcd_core import FeatureModel
 from orchestrator.build import as_pixels, example_images, feature_layers, student_pixels
 from orchestrator.data import Dataset, load_dataset
+from orchestrator.data.streamed import node_memory
 from orchestrator.errors import UserError
 from orchestrator.evaluation import PixelStatistics
 from orchestrator.experiment_file import build_experiment, identity_hash
@@ -21,6 +23,7 @@ from orchestrator.student_model import read_package, read_weights
 from orchestrator.torchvision_source import weights_facts
 
 State = dict[str, Tensor]
+_MIB = 2**20
 SpecT = TypeVar("SpecT", StudentSpec, TeacherSpec)
 
 
@@ -109,9 +112,29 @@ def read_inputs(experiment: Experiment) -> Inputs:
         if note and experiment.teacher.min_top1:
             raise UserError(f"teacher.min_top1: {note}, so it has no accuracy here: drop min_top1")
         teacher_dim = network.feature_dim
+    if dataset.is_streamed:
+        cache = experiment.teacher_cache
+        if cache.mode == "on":
+            raise UserError(
+                "teacher_cache is on, and the images are streamed (data.streaming), whose answers "
+                "are not kept: set teacher_cache: auto or data.streaming: false"
+            )
+        notes += _streaming_notes(dataset)
     if dataset.skipped:
         notes.append(f"{dataset.skipped} images could not be decoded and are left out")
     return Inputs(experiment, dataset, teacher, fit, student, student_state, teacher_dim, notes)
+
+
+def _streaming_notes(dataset: Dataset) -> Iterator[str]:
+    yield (
+        f"the images are streamed: decoded they would take {dataset.decoded_bytes / _MIB:,.0f} MiB "
+        f"of this machine's {node_memory() / _MIB:,.0f} MiB"
+    )
+    if dataset.num_measured is not None and dataset.num_measured < len(dataset.train):
+        yield (
+            f"mean and standard deviation are those of {dataset.num_measured:,} of the "
+            f"{len(dataset.train):,} training images"
+        )
 
 
 def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> Teacher:
@@ -127,7 +150,7 @@ def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> T
 
 
 def _check_channels(spec: Normalization | None, dataset: Dataset, *, setting: str) -> None:
-    channels = dataset.train.images.shape[1]
+    channels = dataset.train.shape[0]
     if spec is not None and len(spec.mean) != channels:
         raise UserError(
             f"{setting}: mean and std have {len(spec.mean)} values and the images {channels} "
@@ -137,7 +160,7 @@ def _check_channels(spec: Normalization | None, dataset: Dataset, *, setting: st
 
 def _check_same_channels(fit: Dataset, dataset: Dataset) -> None:
     """The teacher is trained on its own images and later sees the student's."""
-    own, students = fit.train.images.shape[1], dataset.train.images.shape[1]
+    own, students = fit.train.shape[0], dataset.train.shape[0]
     if own != students:
         raise UserError(
             f"teacher.fit.data: its images have {own} channels and the student's {students}, which "

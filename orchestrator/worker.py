@@ -29,11 +29,12 @@ from orchestrator.build import (
 )
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 from orchestrator.computation import Computation, choose_computation, write_computation
-from orchestrator.data import Dataset
+from orchestrator.data import Dataset, Split
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.evaluation import (
     Images,
     PixelStatistics,
+    Scored,
     evaluate,
     score_metrics,
 )
@@ -48,6 +49,8 @@ from orchestrator.reporter import Ranks, Reporter
 from orchestrator.sources import build_student, build_teacher
 from orchestrator.spec import Experiment, TeacherSpec
 from orchestrator.storage import Folder
+from orchestrator.streaming.opening import open_split
+from orchestrator.streaming.stream import Stream
 from orchestrator.student_model import save_package
 from orchestrator.teacher_cache.build import build_teaching
 from orchestrator.teacher_cache.teaching import CachedTeaching
@@ -93,7 +96,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         Diverged: a loss was not finite.
     """
     experiment, dataset, ranks = work.experiment, shared.dataset, reporter.ranks
-    validation = Images.of(dataset.val).resident(ranks.device)
+    validation = _open(work, dataset.val, ranks)
     pixels = student_pixels(experiment.data, dataset)
     networks = error = None
     try:
@@ -108,7 +111,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     student, teacher = networks
 
     computation = _computation(work, shared, student, teacher, ranks)
-    frozen, teacher_scores = _frozen(work, teacher, computation, dataset, ranks)
+    frozen, teacher_scores = _frozen(work, teacher, computation, dataset, validation, ranks)
     if ranks.rank == 0:
         same = teacher_scores.get("teacher/val_agreement")
         write_computation(work.run, computation, agreement=same)
@@ -130,7 +133,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         if frozen is not None:
             frozen.compile()
     checkpoints = Checkpoints(work.run / "checkpoints", keep=experiment.storage.keep)
-    training = Images.of(dataset.train).resident(ranks.device)
+    training = _open(work, dataset.train, ranks)
     recipe = build_recipe(
         experiment,
         pixels,
@@ -177,7 +180,12 @@ def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float
     pixels = student_pixels(work.experiment.data, shared.dataset)
     student, teacher = _build_networks(work, shared, pixels, ranks)
     computation = _computation(work, shared, student, teacher, ranks)
-    return _frozen(work, teacher, computation, shared.dataset, ranks)[1]
+    validation = _open(work, shared.dataset.val, ranks)
+    return _frozen(work, teacher, computation, shared.dataset, validation, ranks)[1]
+
+
+def _open(work: Work, split: Split, ranks: Ranks) -> Images | Stream:
+    return open_split(split, ranks, on_ray=work.experiment.scaling.workers > 0)
 
 
 def _computation(
@@ -204,6 +212,7 @@ def _frozen(
     teacher: FeatureModel | None,
     computation: Computation,
     dataset: Dataset,
+    validation: Scored,
     ranks: Ranks,
 ) -> tuple[FrozenTeacher | None, dict[str, float]]:
     """The teacher to learn from, and its scores; none where it does not know the classes."""
@@ -218,6 +227,7 @@ def _frozen(
         frozen,
         dataset,
         pixels,
+        validation=validation,
         ranks=ranks,
         known=work.teacher_scores,
         min_top1=work.teacher.min_top1,
@@ -245,7 +255,7 @@ def fill_cache(work: Work, shared: Shared, ranks: Ranks, *, epochs: int) -> Iter
     recipe = build_recipe(
         work.experiment, pixels, precision=computation.student, channels_last=False
     )
-    training = Images.of(shared.dataset.train).resident(ranks.device)
+    training = _open(work, shared.dataset.train, ranks)
     # Batches as the runs' workers will have them, of all ranks.
     workers = ranks._replace(size=max(1, work.experiment.scaling.workers))
     teaching = _teaching(work, shared, frozen, training, recipe, workers, own_rows=False)
@@ -259,7 +269,7 @@ def _teaching(
     work: Work,
     shared: Shared,
     frozen: FrozenTeacher | None,
-    training: Images,
+    training: Images | Stream,
     recipe: Recipe,
     ranks: Ranks,
     *,
@@ -333,7 +343,8 @@ def _test(
     Leaves the best student in the distiller.
     """
     last = distiller.student
-    test = Images.of(dataset.test) if work.uses_test and dataset.test is not None else None
+    wanted = dataset.test if work.uses_test else None
+    test = _open(work, wanted, ranks) if wanted is not None else None
     metrics: dict[str, float] = {}
     if test is not None:
         metrics["test/top1_last"] = evaluate(last, test, pixels=pixels, ranks=ranks).top1
@@ -366,11 +377,11 @@ def _leave_student(
             "source": student.source,
             "args": student.args,
             "num_classes": dataset.num_classes,
-            "in_channels": dataset.train.images.shape[1],
+            "in_channels": dataset.train.shape[0],
         },
         mean=pixels.mean,
         std=pixels.std,
-        image_shape=tuple(dataset.train.images.shape[1:]),
+        image_shape=dataset.train.shape,
         class_names=dataset.class_names,
         metrics=metrics,
         lineage=work.lineage,
