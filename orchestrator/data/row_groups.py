@@ -125,8 +125,8 @@ def opened(filesystem: FileSystem, path: str) -> Iterator[pq.ParquetFile]:
     with (
         reading(path, "data"),
         filesystem.open_input_file(path) as stream,
-        # Without a buffer, the pages of a whole column of a row group would be in memory at once.
-        pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES) as file,
+        # Or the images of a row group would be in memory as a whole.
+        pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file,
     ):
         yield file
 

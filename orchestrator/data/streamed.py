@@ -119,6 +119,8 @@ class StreamedSet:
         sizes = np.diff(first_of_part, append=len(parts))
         in_part = np.arange(len(parts)) - np.repeat(first_of_part, sizes)  # (M,)
         quota = max(_SAMPLE_PER_PART, -(-_SAMPLE // len(sizes)))
+        if len(self) <= _SAMPLE:
+            quota = len(self)
         return self._tasks(chosen[in_part < quota][:_SAMPLE])
 
     def add_to(self, digest: Hash) -> None:

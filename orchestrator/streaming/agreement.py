@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dcd_core import shares
 from orchestrator.errors import UserError
 from orchestrator.reporter import Ranks
 
@@ -98,6 +97,6 @@ def agreed_counts(offers: Sequence[int], num_images: int) -> list[int]:
     counts = [0] * len(offers)
     while (left := min(num_images, sum(offers)) - sum(counts)) > 0:
         able = [rank for rank, offer in enumerate(offers) if offer > counts[rank]]
-        for rank, more in zip(able, shares(left, len(able)), strict=True):
-            counts[rank] += min(more, offers[rank] - counts[rank])
+        for rank in able[:left]:
+            counts[rank] += min(max(1, left // len(able)), offers[rank] - counts[rank])
     return counts

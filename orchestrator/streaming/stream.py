@@ -57,6 +57,7 @@ class Stream:
         self._read = read
         self._skipped = 0
         self._skipped_by_all = 0
+        self._agreement: Agreement | None = None  # only training needs one
 
     @property
     def num_images(self) -> int:
@@ -94,7 +95,7 @@ class Stream:
         )
         self._skipped = 0
         rows = self._rows(tasks)
-        agreement = Agreement(ranks)
+        agreement = self._agreement = self._agreement or Agreement(ranks)
 
         def offer() -> None:
             error = None
