@@ -14,7 +14,7 @@ import numpy as np
 
 from orchestrator.data.decode import Undecodable, decode_stream
 from orchestrator.data.raw import Integers, Pixels, RawImage, Reader
-from orchestrator.data.streamed import ImageForm, StreamedSet, Task
+from orchestrator.data.tasks import ImageForm, Task
 from orchestrator.errors import UserError
 
 _IMAGES_PER_TURN = 32
@@ -42,27 +42,6 @@ class Rows(NamedTuple):
         """What comes after some of the images."""
         images, labels, indices, _ = self
         return Rows(images[number:], labels[number:], indices[number:], ())
-
-
-def describe_failure(failure: Failure, split: StreamedSet) -> str:
-    """With the image's name."""
-    if failure.position is None:
-        return failure.reason
-    return f"{split.stored.name(failure.position)}: {failure.reason}"
-
-
-def check_failures(failures: Sequence[Failure], split: StreamedSet) -> None:
-    """Refuse what `data.on_error` does not let be skipped.
-
-    Raises:
-        UserError: names the first of them.
-    """
-    for failure in failures:
-        text = describe_failure(failure, split)
-        if not failure.skippable:
-            raise UserError(text)
-        if split.on_error == "fail":
-            raise UserError(f"{text}; repair or remove it, or set data.on_error to 'skip'")
 
 
 def read_tasks(

@@ -11,8 +11,8 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from orchestrator.data.raw import Integers, Pixels
-from orchestrator.data.reading import Failure, check_failures, describe_failure, read_tasks
-from orchestrator.data.streamed import StreamedSet
+from orchestrator.data.reading import Failure, read_tasks
+from orchestrator.data.streamed import StreamedSet, check_failures, describe_failure
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
 

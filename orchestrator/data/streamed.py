@@ -16,8 +16,10 @@ import psutil
 import torch
 
 from dcd_core import mix, shares
-from orchestrator.data.decode import Size, Undecodable, decode_image
-from orchestrator.data.raw import Integers, Pixels, RawImages, Reader, Stored
+from orchestrator.data.decode import Undecodable, decode_image
+from orchestrator.data.raw import Integers, Pixels, RawImages, Stored
+from orchestrator.data.reading import Failure
+from orchestrator.data.tasks import ImageForm, Task
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
 
@@ -38,29 +40,6 @@ class Hash(Protocol):
     def update(self, data: Any, /) -> None:
         """Go on with these bytes."""
         ...
-
-
-class Task(NamedTuple):
-    """Some images that are read and decoded together."""
-
-    reader: Reader
-    indices: Integers  # (n,) in the source, in reading order
-    labels: Integers  # (n,)
-
-
-class ImageForm(NamedTuple):
-    """What the images of a set are made into."""
-
-    shape: tuple[int, int, int]
-    """(C, H, W)."""
-    size: Size | None
-    """That they are resized to; None where they have it already."""
-    grey_to_rgb: bool
-
-    @property
-    def num_bytes(self) -> int:
-        """Of one image."""
-        return int(np.prod(self.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +128,27 @@ class StreamedSet:
             Task(self.stored.reader(self.indices[own]), self.indices[own], self.labels[own])
             for own in np.split(chosen, firsts[1:])
         ]
+
+
+def describe_failure(failure: Failure, split: StreamedSet) -> str:
+    """With the image's name."""
+    if failure.position is None:
+        return failure.reason
+    return f"{split.stored.name(failure.position)}: {failure.reason}"
+
+
+def check_failures(failures: Sequence[Failure], split: StreamedSet) -> None:
+    """Refuse what `data.on_error` does not let be skipped.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for failure in failures:
+        text = describe_failure(failure, split)
+        if not failure.skippable:
+            raise UserError(text)
+        if split.on_error == "fail":
+            raise UserError(f"{text}; repair or remove it, or set data.on_error to 'skip'")
 
 
 class Wanted(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.data import Split, StreamedSet
 from orchestrator.data.reading import Rows, read_tasks
-from orchestrator.data.streamed import Task
+from orchestrator.data.tasks import Task
 from orchestrator.evaluation import Images
 from orchestrator.reporter import Ranks
 from orchestrator.streaming.stream import Stream

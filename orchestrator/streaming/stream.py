@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dcd_core import mix
 from orchestrator.data import StreamedSet
-from orchestrator.data.reading import Rows, check_failures, describe_failure
-from orchestrator.data.streamed import Task
+from orchestrator.data.reading import Rows
+from orchestrator.data.streamed import check_failures, describe_failure
+from orchestrator.data.tasks import Task
 from orchestrator.errors import UserError
 from orchestrator.reporter import Ranks
 from orchestrator.streaming.agreement import Agreement, agreed_counts, raise_together

@@ -15,7 +15,7 @@ from PIL import Image
 from orchestrator.data import StreamedSet, load_dataset
 from orchestrator.data.reading import Rows, read_tasks
 from orchestrator.data.sources import SOURCES
-from orchestrator.data.streamed import Task
+from orchestrator.data.tasks import Task
 from orchestrator.errors import UserError
 from orchestrator.reporter import Ranks
 from orchestrator.spec import DataSpec
