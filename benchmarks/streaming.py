@@ -115,7 +115,7 @@ def run_epoch(spec: DataSpec, workers: int) -> Epoch:
     cores = max(1, len(os.sched_getaffinity(0)) // workers)
     with tempfile.TemporaryDirectory() as answers, _PeakMemory() as peak:
         trainer = TorchTrainer(
-            _stream_epoch,
+            stream_epoch,
             train_loop_config={"split": load_dataset(spec).train, "to": answers, "cores": cores},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, resources_per_worker={"CPU": cores}
@@ -129,8 +129,12 @@ def run_epoch(spec: DataSpec, workers: int) -> Epoch:
     return Epoch(indices, max(float(part["seconds"]) for part in parts), peak.most)
 
 
-def _stream_epoch(config: dict[str, Any]) -> None:
-    """What each worker runs."""
+def stream_epoch(config: dict[str, Any]) -> None:
+    """What each worker runs: it leaves the indices that it has seen in ``RANK.npz``.
+
+    Args:
+        config: ``split``, what is streamed; ``to``, a folder; ``cores``, of the worker.
+    """
     torch.set_num_threads(config["cores"])
     ranks, split = this_rank(), config["split"]
     assert isinstance(split, StreamedSet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 from dcd_core import FeatureModel, shares
 from orchestrator.build import example_images, feature_layers, student_pixels
@@ -41,10 +42,10 @@ def check_small_batches(experiment: Experiment, student: FeatureModel, dataset: 
     workers, train = max(experiment.scaling.workers, 1), experiment.train
     micro = train.micro_batch_size
     if isinstance(dataset.train, StreamedSet) and dataset.train.window < micro:
-        needed = 2 * micro * dataset.train.form.num_bytes / 2**30
+        needed = math.ceil(2000 * micro * dataset.train.form.num_bytes / 2**30) / 1000
         raise UserError(
             f"data.memory_gib: half of {experiment.data.memory_gib:g} GiB holds "
-            f"{dataset.train.window:,} images, and a batch has {micro}: give at least {needed:.2g}"
+            f"{dataset.train.window:,} images, and a batch has {micro}: give at least {needed:g}"
         )
     last = len(dataset.train.labels) % train.batch_size % micro or micro
     counts = shares(last, workers)
