@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dcd_core import HintedOutput, MicroBatch, normalize, shares
+from dcd_core import HintedOutput, MicroBatch, normalize, sample_order, shares
 from orchestrator.evaluation import Images, PixelStatistics
 from orchestrator.reporter import Ranks
+from orchestrator.streaming.stream import Batch, Stream
 from orchestrator.teaching import Answers, Teaching
 
 
@@ -85,6 +87,51 @@ class Needs(NamedTuple):
     def answers(self) -> bool:
         """Whether the loss depends on anything that the teacher says."""
         return self.features or self.logits or self.method
+
+
+def optimizer_steps(
+    training: Images | Stream,
+    teaching: Teaching | None,
+    *,
+    epoch: int,
+    recipe: Recipe,
+    ranks: Ranks,
+    needs: Needs,
+) -> Iterator[list[Selection]]:
+    """What each optimizer step of an epoch takes: one selection for each micro-batch.
+
+    Args:
+        training: images that are held, whose order is the same for any number of ranks, or streamed
+            ones.
+        teaching: where the teacher's answers come from.
+        epoch: counted from 1.
+        recipe: how to train.
+        ranks: the processes that train together.
+        needs: what a step asks of the teacher.
+    """
+    if isinstance(training, Images):
+        order = sample_order(recipe.data_seed, epoch, training.indices)  # (M,)
+        for step, batch in enumerate(order.split(recipe.batch_size)):
+            yield select(
+                batch,
+                teaching,
+                place=step * recipe.batch_size,
+                training=training,
+                recipe=recipe,
+                ranks=ranks,
+                needs=needs,
+            )
+        return
+    batches = training.epoch(
+        epoch, seed=recipe.data_seed, batch_size=recipe.batch_size // recipe.accumulate
+    )
+    while micro_batches := list(islice(batches, recipe.accumulate)):
+        yield [_streamed(batch, ranks.device) for batch in micro_batches]
+
+
+def _streamed(batch: Batch, device: torch.device) -> Selection:
+    images, labels, indices = (to_device(part, device) for part in batch[:3])
+    return Selection(images, labels, indices, None, batch.counts)
 
 
 def select(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from dcd_core import (
     Distiller,
@@ -250,5 +249,5 @@ def num_views(experiment: Experiment) -> int | None:
 
 def example_images(dataset: Dataset, pixels: PixelStatistics) -> Tensor:
     """Two real images as a network gets them, float (2, C, H, W)."""
-    images = as_evaluated(from_dlpack(dataset.train.images[:2]), dataset.crop_size)
+    images = as_evaluated(torch.tensor(dataset.train.examples), dataset.crop_size)
     return normalize(images, mean=pixels.mean, std=pixels.std)

@@ -101,7 +101,7 @@ def _from_checkpoint(given: Source, dataset: Dataset) -> nn.Module:
         given.source,
         args={},
         num_classes=given.num_classes or dataset.num_classes,
-        in_channels=dataset.train.images.shape[1],
+        in_channels=dataset.train.shape[0],
     )
     load_weights(network, read_state_dict(given.checkpoint), where=given.checkpoint)
     return network.eval()

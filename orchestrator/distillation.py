@@ -154,6 +154,7 @@ def build_work(
         folder: of the run.
         one_of_many: whether other runs see the same images and teacher.
     """
+    keeps = teacher is not None and not inputs.dataset.is_streamed
     work = Work(
         experiment=inputs.experiment,
         teacher=teacher.spec if teacher else None,
@@ -162,7 +163,7 @@ def build_work(
         run=folder,
         lineage=lineage(inputs, teacher),
         start=inputs.start,
-        cache=cache_place(inputs.experiment, one_of_many=one_of_many) if teacher else None,
+        cache=cache_place(inputs.experiment, one_of_many=one_of_many) if keeps else None,
     )
     state = teacher.state if teacher else None
     return work, Shared(inputs.dataset, state, inputs.student_state)

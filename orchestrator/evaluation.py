@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch.utils.dlpack import from_dlpack
 
 from dcd_core import FeatureModel, FrozenTeacher, center_crop, normalize, shares
 from orchestrator.data import ImageSet
+from orchestrator.errors import UserError
 from orchestrator.reporter import Ranks
 
 _EVAL_BATCH = 256
@@ -25,6 +27,14 @@ class PixelStatistics(NamedTuple):
 
 _RESIDENT_SHARE = 0.25
 """A split stays on a GPU when it takes no more than this share of the memory that is free there."""
+
+
+class Scored(Protocol):
+    """A split that the ranks share."""
+
+    def batches(self, ranks: Ranks, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's images (n, C, H, W) uint8 and labels (n,), n from 1 to `batch_size`."""
+        ...
 
 
 class Images(NamedTuple):
@@ -48,6 +58,30 @@ class Images(NamedTuple):
             return self
         return Images(*(tensor.to(device) for tensor in self))
 
+    @property
+    def num_images(self) -> int:
+        """M."""
+        return len(self.labels)
+
+    @property
+    def examples(self) -> Tensor:
+        """Two images, (2, C, H, W) uint8."""
+        return self.images[:2]
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    def batches(self, ranks: Ranks, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share, in order."""
+        counts = shares(self.num_images, ranks.size)
+        first = sum(counts[: ranks.rank])
+        own = slice(first, first + counts[ranks.rank])
+        if counts[ranks.rank]:
+            yield from zip(
+                self.images[own].split(batch_size), self.labels[own].split(batch_size), strict=True
+            )
+
 
 class Scores(NamedTuple):
     """How well a classifier does on a split, in percent."""
@@ -64,7 +98,7 @@ class Scores(NamedTuple):
 @torch.no_grad()
 def evaluate(
     model: FeatureModel,
-    split: Images,
+    split: Scored,
     *,
     pixels: PixelStatistics,
     ranks: Ranks,
@@ -78,18 +112,16 @@ def evaluate(
         pixels: what it sees.
         ranks: the processes that share the split.
         crop_size: side of the square from the centre that it sees; None for whole images.
+
+    Raises:
+        UserError: the split's images are streamed, and cannot be read.
     """
     was_training = model.training
     model.eval()
     num_classes = model.num_classes
     sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     by_class = torch.zeros(2, num_classes, dtype=torch.float64, device=ranks.device)  # hits, images
-    own = slice(*_own_range(len(split.labels), ranks))
-    for images, labels in zip(
-        split.images[own].split(_EVAL_BATCH), split.labels[own].split(_EVAL_BATCH), strict=True
-    ):
-        if len(labels) == 0:
-            continue
+    for images, labels in split.batches(ranks, _EVAL_BATCH):
         labels = labels.to(ranks.device, non_blocking=True)
         inputs = _inputs(images.to(ranks.device), pixels, crop_size)
         logits = model(inputs).logits.float()  # (B, K)
@@ -102,8 +134,10 @@ def evaluate(
     if ranks.size > 1:
         dist.all_reduce(totals)
     model.train(was_training)
-    top1, top5, loss_sum = (totals[:3] / len(split.labels)).tolist()
     hit, seen = totals[3:].view(2, num_classes).tolist()
+    if sum(seen) == 0:
+        raise UserError("none of the images that are to be scored could be decoded")
+    top1, top5, loss_sum = (totals[:3] / sum(seen)).tolist()
     return Scores(
         100 * top1,
         100 * top5 if num_classes > 5 else None,
@@ -116,23 +150,22 @@ def evaluate(
 def agreement(
     model: FeatureModel,
     other: FrozenTeacher,
-    split: Images,
+    split: Scored,
     *,
     pixels: PixelStatistics,
     ranks: Ranks,
     crop_size: int | None,
 ) -> float:
     """Percentage of a split's images for which two classifiers in eval mode answer the same."""
-    same = torch.zeros((), dtype=torch.int64, device=ranks.device)
-    own = slice(*_own_range(len(split.labels), ranks))
-    for images in split.images[own].split(_EVAL_BATCH):
-        if len(images) > 0:
-            inputs = _inputs(images.to(ranks.device), pixels, crop_size)
-            answers, others = (network(inputs).logits.argmax(1) for network in (model, other))
-            same += (answers == others).sum()
+    same = torch.zeros(2, dtype=torch.int64, device=ranks.device)
+    for images, _ in split.batches(ranks, _EVAL_BATCH):
+        inputs = _inputs(images.to(ranks.device), pixels, crop_size)
+        answers, others = (network(inputs).logits.argmax(1) for network in (model, other))
+        same[0] += (answers == others).sum()
+        same[1] += len(images)
     if ranks.size > 1:
         dist.all_reduce(same)
-    return 100 * same.item() / len(split.labels)
+    return 100 * same[0].item() / same[1].item()
 
 
 def score_metrics(prefix: str, scores: Scores) -> dict[str, float]:
@@ -150,9 +183,3 @@ def as_evaluated(images: Tensor, crop_size: int | None) -> Tensor:
 
 def _inputs(images: Tensor, pixels: PixelStatistics, crop_size: int | None) -> Tensor:
     return normalize(as_evaluated(images, crop_size), mean=pixels.mean, std=pixels.std)
-
-
-def _own_range(num_rows: int, ranks: Ranks) -> tuple[int, int]:
-    counts = shares(num_rows, ranks.size)
-    first = sum(counts[: ranks.rank])
-    return first, first + counts[ranks.rank]

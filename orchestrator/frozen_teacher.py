@@ -13,8 +13,8 @@ from orchestrator.build import example_images
 from orchestrator.data import Dataset
 from orchestrator.errors import UserError
 from orchestrator.evaluation import (
-    Images,
     PixelStatistics,
+    Scored,
     Scores,
     agreement,
     evaluate,
@@ -45,6 +45,7 @@ def score_teacher(
     dataset: Dataset,
     pixels: PixelStatistics,
     *,
+    validation: Scored,
     ranks: Ranks,
     known: Mapping[str, float] | None,
     min_top1: float | None,
@@ -58,6 +59,7 @@ def score_teacher(
         frozen: its copy.
         dataset: the images.
         pixels: what it sees.
+        validation: the dataset's validation images.
         ranks: the processes that train together.
         known: the scores, where another run has measured them on the same images.
         min_top1: the least top-1 in percent; None for chance.
@@ -68,7 +70,6 @@ def score_teacher(
     if known is not None:
         metrics = dict(known)
     else:
-        validation = Images.of(dataset.val)
         crop = dataset.crop_size
         scores = evaluate(teacher, validation, pixels=pixels, ranks=ranks, crop_size=crop)
         metrics = teacher_metrics("val", scores)

@@ -12,9 +12,9 @@ from torch import Tensor
 from dcd_core import normalize
 from orchestrator.build import example_images
 from orchestrator.built_model import Classifier
-from orchestrator.data import Dataset, ImageSet
+from orchestrator.data import Dataset, Split, StreamedSet
 from orchestrator.errors import UserError
-from orchestrator.evaluation import Images, PixelStatistics, as_evaluated
+from orchestrator.evaluation import PixelStatistics, as_evaluated
 from orchestrator.experiment_file import (
     apply_overrides,
     build_experiment,
@@ -24,9 +24,11 @@ from orchestrator.experiment_file import (
 from orchestrator.given_model import YAML, Given
 from orchestrator.image_fit import check_forward
 from orchestrator.places import tracking_place
+from orchestrator.reporter import Ranks
 from orchestrator.spec import Experiment
+from orchestrator.streaming.opening import open_split
 
-Split = Literal["train", "val", "test"]
+SplitName = Literal["train", "val", "test"]
 
 _SECTIONS = ("data", "tracking")
 # That of the scores in training, because kernels of another batch size may round otherwise.
@@ -81,20 +83,25 @@ def asked_tracking(overrides: Sequence[str]) -> str | None:
     return tracking_place(uri)[0] if uri is not None else None
 
 
-def choose_split(dataset: Dataset, split: Split) -> ImageSet:
+def choose_split(dataset: Dataset, split: SplitName) -> Split:
     """One of the splits.
 
     Raises:
-        UserError: there is no such split.
+        UserError: there is no such split, or which of its images can be decoded is not known yet.
     """
-    chosen: ImageSet | None = getattr(dataset, split)
+    chosen: Split | None = getattr(dataset, split)
     if chosen is None:
         raise UserError(f"--split {split}: the data has none: choose train or val")
+    if isinstance(chosen, StreamedSet) and chosen.on_error == "skip":
+        raise UserError(
+            "data.on_error is skip, and the images are streamed (data.streaming): what is measured "
+            "here needs all of them: set data.on_error: fail, or data.streaming: false"
+        )
     return chosen
 
 
 def network_inputs(
-    split: ImageSet, *, pixels: PixelStatistics, crop_size: int | None, device: torch.device
+    split: Split, *, pixels: PixelStatistics, crop_size: int | None, device: torch.device
 ) -> Iterator[Tensor]:
     """A split's images as a network gets them, without augmentation, (B, C, H, W) on the device.
 
@@ -104,7 +111,8 @@ def network_inputs(
         crop_size: side of the square from the centre that it sees; None for whole images.
         device: where it runs.
     """
-    for images in Images.of(split).images.split(_BATCH):
+    alone = Ranks(device=device)
+    for images, _ in open_split(split, alone, on_ray=False).batches(alone, _BATCH):
         seen = as_evaluated(images.to(device), crop_size)
         yield normalize(seen, mean=pixels.mean, std=pixels.std)
 
@@ -115,7 +123,7 @@ def check_images(given: Given, classifier: Classifier, dataset: Dataset) -> int:
     Raises:
         UserError: the channels differ, the network fails on them, or it gives no logits.
     """
-    channels, wanted = dataset.train.images.shape[1], len(classifier.pixels.mean)
+    channels, wanted = dataset.train.shape[0], len(classifier.pixels.mean)
     if channels != wanted:
         raise UserError(
             f"{given.name} takes images of {wanted} {_plural(wanted, 'channel')} and these have "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from orchestrator.build import (
 )
 from orchestrator.data import Dataset, load_dataset
 from orchestrator.data.balance import describe_balance
+from orchestrator.data.streamed import node_memory
 from orchestrator.errors import UserError
 from orchestrator.evaluation import PixelStatistics
 from orchestrator.experiment_file import build_experiment, identity_hash
@@ -24,11 +26,13 @@ from orchestrator.lineage import Chain, chain_of
 from orchestrator.origins import Start, find_origin, student_tags, without_files
 from orchestrator.sources import build_teacher, check_classes
 from orchestrator.spec import Experiment, FitSpec, Normalization, TeacherSpec
+from orchestrator.spec.methods import find_method
 from orchestrator.student_check import check_small_batches
 from orchestrator.student_model import read_student
 from orchestrator.student_start import describe_pixels, starting_student
 
 State = dict[str, Tensor]
+_MIB = 2**20
 
 
 class Teacher(NamedTuple):
@@ -114,6 +118,20 @@ def read_inputs(experiment: Experiment) -> Inputs:
             teacher_example=example_images(dataset, teacher_pixels),
         )
         teacher_hints = network.hint_shapes
+    if dataset.is_streamed:
+        cache = experiment.teacher_cache
+        if cache.mode == "on":
+            raise UserError(
+                "teacher_cache is on, and the images are streamed (data.streaming), whose answers "
+                "are not kept: set teacher_cache: auto or data.streaming: false"
+            )
+        method = find_method(experiment.objective.method)
+        if method is not None and method.keeps_images:
+            raise UserError(
+                f"objective.method {experiment.objective.method!r} remembers each training image, "
+                "and they are streamed (data.streaming): use 'crd_batch', or data.streaming: false"
+            )
+        notes += _streaming_notes(dataset)
     if dataset.skipped:
         notes.append(f"{dataset.skipped} images could not be decoded and are left out")
     balance = describe_balance(dataset)
@@ -144,6 +162,18 @@ def read_fit(experiment: Experiment, teacher: TeacherSpec) -> Inputs:
     return fit._replace(experiment=fit.experiment.model_copy(update={"name": name}))
 
 
+def _streaming_notes(dataset: Dataset) -> Iterator[str]:
+    yield (
+        f"the images are streamed: decoded they would take {dataset.decoded_bytes / _MIB:,.0f} MiB "
+        f"of this machine's {node_memory() / _MIB:,.0f} MiB"
+    )
+    if dataset.num_measured is not None and dataset.num_measured < len(dataset.train):
+        yield (
+            f"mean and standard deviation are those of {dataset.num_measured:,} of the "
+            f"{len(dataset.train):,} training images"
+        )
+
+
 def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> Teacher:
     """The teacher that a finished fit left in its run's folder."""
     trained = read_student(location)
@@ -162,7 +192,7 @@ def fitted_teacher(spec: TeacherSpec, fit: Inputs, location: str, run: str) -> T
 
 
 def _check_channels(spec: Normalization | None, dataset: Dataset, *, setting: str) -> None:
-    channels = dataset.train.images.shape[1]
+    channels = dataset.train.shape[0]
     if spec is not None and len(spec.mean) != channels:
         raise UserError(
             f"{setting}: mean and std have {len(spec.mean)} values and the images {channels} "
@@ -172,7 +202,7 @@ def _check_channels(spec: Normalization | None, dataset: Dataset, *, setting: st
 
 def _check_same_channels(fit: Dataset, dataset: Dataset) -> None:
     """The teacher is trained on its own images and later sees the student's."""
-    own, students = fit.train.images.shape[1], dataset.train.images.shape[1]
+    own, students = fit.train.shape[0], dataset.train.shape[0]
     if own != students:
         raise UserError(
             f"teacher.fit.data: its images have {own} channels and the student's {students}, which "

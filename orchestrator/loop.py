@@ -18,16 +18,16 @@ from dcd_core import (
     Meter,
     Objective,
     mix,
-    sample_order,
     train_step,
 )
 from orchestrator.across_ranks import newest_checkpoint, share_buffers, train_across_ranks
-from orchestrator.batches import Needs, Recipe, Selection, prepare, select
+from orchestrator.batches import Needs, Recipe, Selection, optimizer_steps, prepare
 from orchestrator.checkpoints import Best, Checkpoint, Checkpoints
 from orchestrator.errors import Diverged
-from orchestrator.evaluation import Images, Scores, as_evaluated, evaluate, score_metrics
+from orchestrator.evaluation import Images, Scored, Scores, as_evaluated, evaluate, score_metrics
 from orchestrator.reporter import Ranks, Reporter
 from orchestrator.step_graphs import StepGraphs
+from orchestrator.streaming.stream import Stream
 from orchestrator.teaching import Teaching
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ def train(
     *,
     objective: Callable[[int], Objective],
     optimizer: torch.optim.Optimizer,
-    training: Images,
-    validation: Images,
+    training: Images | Stream,
+    validation: Scored,
     recipe: Recipe,
     checkpoints: Checkpoints,
     reporter: Reporter,
@@ -74,7 +74,7 @@ def train(
     # What an epoch reported may have been lost with the process that reported it.
     reporter.report(dict(enumerate(done.history, start=1)) if done else {})
 
-    example = as_evaluated(training.images[:2], recipe.crop_size)
+    example = as_evaluated(training.examples, recipe.crop_size)
     module = train_across_ranks(distiller, example, ranks=ranks)
     graphs = StepGraphs(optimizer, ranks.device) if recipe.cuda_graphs else None
     for group in optimizer.param_groups:
@@ -120,7 +120,8 @@ def train(
             "optimizer/lr": optimizer.param_groups[0]["lr"],
             "time/epoch_seconds": seconds,
             "time/cpu_seconds": cpu_seconds,
-            "time/images_per_second": len(training.labels) / seconds,
+            "time/images_per_second": training.num_images / seconds,
+            **training.metrics(),
             **(teaching.metrics() if teaching is not None else {}),
         }
         if distiller.temperature is not None and distiller.bias is not None:
@@ -181,7 +182,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     graphs: StepGraphs | None,
-    training: Images,
+    training: Images | Stream,
     recipe: Recipe,
     ranks: Ranks,
 ) -> Meter:
@@ -225,21 +226,14 @@ def _train_epoch(
             max_norm=recipe.max_grad_norm,
         )
 
-    order = sample_order(recipe.data_seed, epoch, training.indices)  # (M,)
-    steps = order.split(recipe.batch_size)
-    for step, batch in enumerate(steps):
-        factor = recipe.lr_factor(epoch - 1 + step / len(steps))
+    num_steps = math.ceil(training.num_images / recipe.batch_size)
+    steps = optimizer_steps(
+        training, teaching, epoch=epoch, recipe=recipe, ranks=ranks, needs=needs
+    )
+    for step, selections in enumerate(steps):
+        factor = recipe.lr_factor(epoch - 1 + step / num_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        selections = select(
-            batch,
-            teaching,
-            place=step * recipe.batch_size,
-            training=training,
-            recipe=recipe,
-            ranks=ranks,
-            needs=needs,
-        )
         if graphs is None:
             act(selections, step)
         else:

@@ -10,7 +10,8 @@ from torch.utils.dlpack import from_dlpack
 
 from orchestrator.build import build_distiller, num_views
 from orchestrator.computation import has_fast_bf16
-from orchestrator.data import describe_counts
+from orchestrator.data import StreamedSet, describe_counts
+from orchestrator.data.streamed import MEMORY_SHARE, node_memory
 from orchestrator.distillation import check_resources, device_of
 from orchestrator.errors import UserError
 from orchestrator.experiment_file import yaml_text
@@ -22,6 +23,7 @@ from orchestrator.run_tracking import shown_values
 from orchestrator.runs import open_run
 from orchestrator.sources import num_parameters
 from orchestrator.spec import Experiment
+from orchestrator.spec.data import STREAMABLE
 from orchestrator.spec.methods import find_method
 from orchestrator.storage import Folder
 from orchestrator.teacher_cache.shelf import Shelf
@@ -111,6 +113,8 @@ def _cache(inputs: Inputs) -> str:
     place = cache_place(experiment, one_of_many=True)
     if place is None or inputs.teacher_dim is None:
         return "off"
+    if inputs.dataset.is_streamed:
+        return "off: the images are streamed"
     classes = inputs.dataset.num_classes
     if inputs.teacher is not None:
         classes = inputs.teacher.num_classes
@@ -165,9 +169,17 @@ def _student(inputs: Inputs) -> str:
 
 
 def _memory(inputs: Inputs) -> str:
-    splits = (inputs.dataset.train, inputs.dataset.val, inputs.dataset.test)
-    size = sum(split.images.nbytes for split in splits if split is not None)
-    return f"images take {size / _MIB:,.0f} MiB, once per node"
+    dataset, data = inputs.dataset, inputs.experiment.data
+    text = f"images take {dataset.decoded_bytes / _MIB:,.0f} MiB, once per node"
+    if isinstance(dataset.train, StreamedSet):
+        return (
+            f"images are streamed in at most {data.memory_gib * 1024:,.0f} MiB per worker, "
+            f"{dataset.train.window:,} of them in the window that they are shuffled in"
+        )
+    if data.source in STREAMABLE and data.streaming == "auto":
+        limit = MEMORY_SHARE * node_memory() / _MIB
+        text += f" (more than {limit:,.0f} MiB, {MEMORY_SHARE:.0%} of the memory, are streamed)"
+    return text
 
 
 def _method(inputs: Inputs) -> Iterator[str]:

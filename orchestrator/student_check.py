@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 
 from dcd_core import FeatureModel, shares
 from orchestrator.build import example_images, feature_layers, student_pixels
-from orchestrator.data import Dataset
+from orchestrator.data import Dataset, StreamedSet
 from orchestrator.error_text import cause
 from orchestrator.errors import UserError
 from orchestrator.sources import build_student
@@ -32,13 +33,20 @@ def check_student(experiment: Experiment, dataset: Dataset) -> FeatureModel:
 
 
 def check_small_batches(experiment: Experiment, student: FeatureModel, dataset: Dataset) -> None:
-    """Refuse a last batch of an epoch that the network cannot run on.
+    """Refuse a window of streamed images that is smaller than a batch, and a last batch of an epoch
+    that the network cannot run on.
 
     BatchNorm refuses a single value per channel; some networks refuse an empty batch, which a
     worker gets whose share is empty while BatchNorm is synchronised.
     """
     workers, train = max(experiment.scaling.workers, 1), experiment.train
     micro = train.micro_batch_size
+    if isinstance(dataset.train, StreamedSet) and dataset.train.window < micro:
+        needed = math.ceil(2000 * micro * dataset.train.form.num_bytes / 2**30) / 1000
+        raise UserError(
+            f"data.memory_gib: half of {experiment.data.memory_gib:g} GiB holds "
+            f"{dataset.train.window:,} images, and a batch has {micro}: give at least {needed:g}"
+        )
     last = len(dataset.train.labels) % train.batch_size % micro or micro
     counts = shares(last, workers)
     images = example_images(dataset, student_pixels(experiment.data, dataset))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from dcd_core import (
     Distiller,
@@ -30,7 +31,7 @@ from orchestrator.build import (
 )
 from orchestrator.checkpoints import Checkpoint, Checkpoints
 from orchestrator.computation import Computation, choose_computation, write_computation
-from orchestrator.data import Dataset
+from orchestrator.data import Dataset, Split
 from orchestrator.data.balance import (
     CLASS_TABLE,
     class_counts,
@@ -42,6 +43,7 @@ from orchestrator.errors import RunFailed, UserError
 from orchestrator.evaluation import (
     Images,
     PixelStatistics,
+    Scored,
     evaluate,
     score_metrics,
 )
@@ -57,6 +59,8 @@ from orchestrator.reporter import Ranks, Reporter
 from orchestrator.sources import build_student, build_teacher
 from orchestrator.spec import Experiment, TeacherSpec
 from orchestrator.storage import Folder
+from orchestrator.streaming.opening import open_split
+from orchestrator.streaming.stream import Stream
 from orchestrator.student_model import save_package
 from orchestrator.teacher_cache.build import build_teaching
 from orchestrator.teacher_cache.teaching import CachedTeaching
@@ -117,7 +121,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         Diverged: a loss was not finite.
     """
     experiment, dataset, ranks = work.experiment, shared.dataset, reporter.ranks
-    validation = Images.of(dataset.val).resident(ranks.device)
+    validation = _open(work, dataset.val, ranks)
     pixels = work.student_pixels(dataset)
     networks = error = None
     try:
@@ -132,7 +136,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     student, teacher = networks
 
     computation = _computation(work, shared, student, teacher, ranks)
-    frozen, teacher_scores = _frozen(work, teacher, computation, dataset, ranks)
+    frozen, teacher_scores = _frozen(work, teacher, computation, dataset, validation, ranks)
     if ranks.rank == 0:
         same = teacher_scores.get("teacher/val_agreement")
         write_computation(work.run, computation, agreement=same)
@@ -148,7 +152,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         micro_batch_size=experiment.train.micro_batch_size,
         seed=experiment.seed,
         teacher_hints=teacher.hint_shapes if teacher is not None else (),
-        train_labels=Images.of(dataset.train).labels,
+        train_labels=from_dlpack(dataset.train.labels),
     ).to(ranks.device)
     if computation.compiled:
         torch.compiler.reset()  # a process that trains many students compiles each of them
@@ -156,7 +160,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         if frozen is not None:
             frozen.compile()
     checkpoints = Checkpoints(work.run / "checkpoints", keep=experiment.storage.keep)
-    training = Images.of(dataset.train).resident(ranks.device)
+    training = _open(work, dataset.train, ranks)
     recipe = build_recipe(
         experiment,
         pixels,
@@ -203,7 +207,12 @@ def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float
     pixels = work.student_pixels(shared.dataset)
     student, teacher = _build_networks(work, shared, pixels, ranks)
     computation = _computation(work, shared, student, teacher, ranks)
-    return _frozen(work, teacher, computation, shared.dataset, ranks)[1]
+    validation = _open(work, shared.dataset.val, ranks)
+    return _frozen(work, teacher, computation, shared.dataset, validation, ranks)[1]
+
+
+def _open(work: Work, split: Split, ranks: Ranks) -> Images | Stream:
+    return open_split(split, ranks, on_ray=work.experiment.scaling.workers > 0)
 
 
 def _computation(
@@ -230,6 +239,7 @@ def _frozen(
     teacher: FeatureModel | None,
     computation: Computation,
     dataset: Dataset,
+    validation: Scored,
     ranks: Ranks,
 ) -> tuple[FrozenTeacher | None, dict[str, float]]:
     """The teacher to learn from, and its scores; none where it does not know the classes."""
@@ -244,6 +254,7 @@ def _frozen(
         frozen,
         dataset,
         pixels,
+        validation=validation,
         ranks=ranks,
         known=work.teacher_scores,
         min_top1=work.teacher.min_top1,
@@ -271,7 +282,7 @@ def fill_cache(work: Work, shared: Shared, ranks: Ranks, *, epochs: int) -> Iter
     recipe = build_recipe(
         work.experiment, pixels, precision=computation.student, channels_last=False
     )
-    training = Images.of(shared.dataset.train).resident(ranks.device)
+    training = _open(work, shared.dataset.train, ranks)
     # Batches as the runs' workers will have them, of all ranks.
     workers = ranks._replace(size=max(1, work.experiment.scaling.workers))
     teaching = _teaching(work, shared, frozen, training, recipe, workers, own_rows=False)
@@ -285,7 +296,7 @@ def _teaching(
     work: Work,
     shared: Shared,
     frozen: FrozenTeacher | None,
-    training: Images,
+    training: Images | Stream,
     recipe: Recipe,
     ranks: Ranks,
     *,
@@ -368,7 +379,8 @@ def _test(
     Leaves the best student in the distiller, and the accuracies of all classes in the run's folder.
     """
     last, crop = distiller.student, dataset.crop_size
-    test = Images.of(dataset.test) if work.uses_test and dataset.test is not None else None
+    wanted = dataset.test if work.uses_test else None
+    test = _open(work, wanted, ranks) if wanted is not None else None
     metrics: dict[str, float] = {}
     if test is not None:
         scores = evaluate(last, test, pixels=pixels, ranks=ranks, crop_size=crop)
@@ -412,7 +424,7 @@ def _leave_student(
             "source": student.source,
             "args": student.args,
             "num_classes": dataset.num_classes,
-            "in_channels": dataset.train.images.shape[1],
+            "in_channels": dataset.train.shape[0],
         },
         mean=pixels.mean,
         std=pixels.std,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from orchestrator.data import ImageSet
+from orchestrator.data import Split
 from orchestrator.evaluation import PixelStatistics
 from orchestrator.given_images import network_inputs
 
@@ -13,7 +13,7 @@ from orchestrator.given_images import network_inputs
 @torch.no_grad()
 def answer(
     network: nn.Module,
-    split: ImageSet,
+    split: Split,
     *,
     pixels: PixelStatistics,
     crop_size: int | None,

@@ -13,10 +13,10 @@ from orchestrator.assessment.files import evaluation_files, evaluation_metrics
 from orchestrator.assessment.metrics import measure_agreement, measure_quality
 from orchestrator.assessment.report import describe_evaluation
 from orchestrator.built_model import Classifier, build_classifier, model_tags
-from orchestrator.data import Dataset, ImageSet, describe_counts, load_dataset
+from orchestrator.data import Dataset, Split, describe_counts, load_dataset
 from orchestrator.errors import UserError
 from orchestrator.given_images import (
-    Split,
+    SplitName,
     asked_tracking,
     check_classes,
     check_images,
@@ -50,7 +50,7 @@ class Request(NamedTuple):
     data: str | None = None
     """None for the model's own images."""
     overrides: tuple[str, ...] = ()
-    split: Split = "test"
+    split: SplitName = "test"
     teacher: str | None = None
     """None for the one that the student has learned from."""
     storage: str | None = None
@@ -161,7 +161,7 @@ def _evaluate(
     teacher: Classifier | None,
     images: Experiment,
     dataset: Dataset,
-    split: ImageSet,
+    split: Split,
     *,
     notes: list[str],
 ) -> Evaluation:

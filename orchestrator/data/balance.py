@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.data.dataset import Dataset, ImageSet
+from orchestrator.data.dataset import Dataset, Split
 from orchestrator.data.raw import Integers
 
 CLASS_TABLE = "classes.csv"
@@ -24,7 +24,7 @@ _MANY, _FEW = 100, 20
 """More than the one is many, less than the other few: Liu et al. 2019, arXiv 1904.05160."""
 
 
-def class_counts(split: ImageSet, num_classes: int) -> Integers:
+def class_counts(split: Split, num_classes: int) -> Integers:
     """(K,) images of each class."""
     return np.bincount(split.labels, minlength=num_classes)
 

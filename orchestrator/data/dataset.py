@@ -1,4 +1,4 @@
-"""The images and labels of one experiment, in memory.
+"""The images and labels of one experiment, in memory or to be streamed.
 
 M: images of a split, C, H, W: channels, height, width, K: classes.
 """
@@ -6,8 +6,9 @@ M: images of a split, C, H, W: channels, height, width, K: classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,10 +17,17 @@ from orchestrator.data.decode import decode_images
 from orchestrator.data.raw import Integers, Pixels, RawData, RawImages
 from orchestrator.data.sources import read_source
 from orchestrator.data.splits import make_cuts
+from orchestrator.data.statistics import channel_statistics, count_values, measure_sample
+from orchestrator.data.streamed import (
+    Hash,
+    StreamedSet,
+    Wanted,
+    check_same_shape,
+    streamed_form,
+    streamed_sets,
+)
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
-
-_CHUNK = 4096  # images; bounds the integer copy that counting pixel values makes
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,35 +45,69 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def examples(self) -> Pixels:
+        """(2, C, H, W), or fewer where there are no more."""
+        return self.images[:2]
+
+    def add_to(self, digest: Hash) -> None:
+        """Count all of it into a fingerprint."""
+        digest.update(f"images {self.images.shape}".encode())
+        for array in (self.images, self.labels, self.indices):
+            digest.update(array.data)
+
+
+Split: TypeAlias = ImageSet | StreamedSet
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """The splits of one experiment and what is known about them."""
 
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet | None
+    train: Split
+    val: Split
+    test: Split | None
     class_names: tuple[str, ...]
     num_classes: int
     fingerprint: str
     """16 hex digits over images, labels and indices of all splits, the number of classes, and what
-    part of an image networks are evaluated on."""
+    part of an image networks are evaluated on; of images that are streamed, their files' names and
+    sizes."""
     skipped: int
-    """Images left out because they could not be decoded."""
+    """Images left out because they could not be decoded; of those that are streamed, none yet."""
     mean: tuple[float, ...]
     """(C,) mean of the training pixels, scaled to [0, 1]."""
     std: tuple[float, ...]
     """(C,) their standard deviation over all pixels."""
     crop_size: int | None = None
     """Side of the square from the centre that networks are evaluated on; None for all of it."""
+    num_measured: int | None = None
+    """Images of the sample that mean and standard deviation are of; None for all."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what networks see."""
-        channels, height, width = self.train.images.shape[1:]
+        channels, height, width = self.train.shape
         if self.crop_size is not None:
             height = width = self.crop_size
         return channels, height, width
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are read and decoded each time they are needed."""
+        return isinstance(self.train, StreamedSet)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """What the images of all splits would take, or take, in memory."""
+        splits = [split for split in (self.train, self.val, self.test) if split is not None]
+        return sum(map(len, splits)) * int(np.prod(self.train.shape))
 
 
 def load_dataset(spec: DataSpec) -> Dataset:
@@ -95,19 +137,19 @@ def load_dataset(spec: DataSpec) -> Dataset:
     own_cuts = {"training": cuts.train, "validation": cuts.val}
     if cuts.test is not None:
         own_cuts["test"] = cuts.test
-    sets, skipped = _image_sets(raw.train, labels, own_cuts, spec)
-    train, val, test = sets["training"], sets["validation"], sets.get("test")
+    wanted = [Wanted(raw.train, labels, own_cuts)]
     if raw.test is not None and test_labels is not None:
-        everything = {"test": np.flatnonzero(test_labels >= 0)}
-        test_sets, test_skipped = _image_sets(raw.test, test_labels, everything, spec)
-        test, skipped = test_sets["test"], skipped + test_skipped
-        _check_same_shape(train, test)
-    mean, std = _channel_statistics(train.images)
-    if spec.normalize is None and min(std) == 0:
-        raise UserError(
-            f"channel {std.index(0)} has one value in all pixels of all training images, so its "
-            "standard deviation is 0: set data.normalize"
-        )
+        wanted.append(Wanted(raw.test, test_labels, {"test": np.flatnonzero(test_labels >= 0)}))
+    form = streamed_form(wanted, spec)
+    sets: Mapping[str, Split]
+    if form is None:
+        held, skipped = _held(wanted, spec)
+        num_measured, counts, sets = None, count_values(held["training"].images), held
+    else:
+        streams, skipped = streamed_sets(wanted, form, spec), 0
+        num_measured, counts, examples = measure_sample(streams["training"], seed=spec.split_seed)
+        sets = {name: replace(split, examples=examples) for name, split in streams.items()}
+    train, val, test = sets["training"], sets["validation"], sets.get("test")
     return Dataset(
         train=train,
         val=val,
@@ -118,9 +160,9 @@ def load_dataset(spec: DataSpec) -> Dataset:
             (train, val, test), num_classes=len(class_names), crop_size=spec.evaluation_crop
         ),
         skipped=skipped,
-        mean=mean,
-        std=std,
         crop_size=spec.evaluation_crop,
+        num_measured=num_measured,
+        **channel_statistics(counts, spec),
     )
 
 
@@ -130,7 +172,7 @@ def describe_counts(dataset: Dataset) -> str:
     counts = " · ".join(
         f"{name} {len(images):,}" for name, images in splits.items() if images is not None
     )
-    shape = "x".join(str(extent) for extent in dataset.train.images.shape[1:])
+    shape = "x".join(str(extent) for extent in dataset.train.shape)
     text = f"{counts} images, {dataset.num_classes} classes, {shape}"
     if dataset.crop_size is not None:
         text += f", seen as {dataset.crop_size}x{dataset.crop_size}"
@@ -182,8 +224,20 @@ def _labels(raw: RawData, spec: DataSpec) -> tuple[tuple[str, ...], Integers, In
     return class_names, labels, test_labels
 
 
+def _held(wanted: Sequence[Wanted], spec: DataSpec) -> tuple[dict[str, ImageSet], int]:
+    """All splits in memory, and how many images were skipped."""
+    sets: dict[str, ImageSet] = {}
+    skipped = 0
+    for images, labels, cuts in wanted:
+        own, own_skipped = _image_sets(images, labels, cuts, spec)
+        sets, skipped = sets | own, skipped + own_skipped
+    if len(wanted) > 1:
+        check_same_shape(sets["training"].shape, sets["test"].shape)
+    return sets, skipped
+
+
 def _image_sets(
-    raw: RawImages, labels: Integers, cuts: dict[str, Integers], spec: DataSpec
+    raw: RawImages, labels: Integers, cuts: Mapping[str, Integers], spec: DataSpec
 ) -> tuple[dict[str, ImageSet], int]:
     """Decode the images of all cuts into one array; the splits are views of it.
 
@@ -213,41 +267,13 @@ def _image_sets(
     return sets, len(positions) - first_image
 
 
-def _check_same_shape(train: ImageSet, test: ImageSet) -> None:
-    train_shape, test_shape = train.images.shape[1:], test.images.shape[1:]
-    if train_shape != test_shape:
-        remedy = "data.grey_to_rgb" if train_shape[1:] == test_shape[1:] else "data.resize"
-        raise UserError(
-            f"training images are {'x'.join(map(str, train_shape))} and test images "
-            f"{'x'.join(map(str, test_shape))} (channels x height x width): set {remedy}"
-        )
-
-
-def _channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(C,) mean and (C,) standard deviation of values / 255, exact: from counts of each value."""
-    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for start in range(0, len(images), _CHUNK):
-        chunk = images[start : start + _CHUNK]
-        for channel in range(images.shape[1]):
-            counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
-    values = np.arange(256) / 255
-    shares = counts / counts.sum(axis=1, keepdims=True)  # (C, 256)
-    means = shares @ values  # (C,)
-    variances = (shares * (values - means[:, None]) ** 2).sum(axis=1)  # (C,)
-    return tuple(means.tolist()), tuple(np.sqrt(variances).tolist())
-
-
-def _fingerprint(
-    splits: Sequence[ImageSet | None], *, num_classes: int, crop_size: int | None
-) -> str:
+def _fingerprint(splits: Sequence[Split | None], *, num_classes: int, crop_size: int | None) -> str:
     digest = hashlib.sha256(f"classes {num_classes}".encode())
     if crop_size is not None:
         digest.update(f"evaluated on {crop_size}".encode())
     for split in splits:
         if split is None:
             digest.update(b"no split")
-            continue
-        digest.update(f"images {split.images.shape}".encode())
-        for array in (split.images, split.labels, split.indices):
-            digest.update(array.data)
+        else:
+            split.add_to(digest)
     return digest.hexdigest()[:16]

@@ -12,8 +12,9 @@ import io
 import logging
 import os
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -79,7 +80,7 @@ def decode_images(
     kept = np.ones(len(positions), dtype=np.bool_)
     failures: list[str] = []
 
-    stream = _decode_stream(source.read(ordered), size=size, crop=crop, grey_to_rgb=grey_to_rgb)
+    stream = decode_stream(source.read(ordered), size=size, crop=crop, grey_to_rgb=grey_to_rgb)
     with closing(stream):
         for row, position, pixels in zip(reading_order, ordered.tolist(), stream, strict=True):
             if isinstance(pixels, Undecodable):
@@ -148,10 +149,28 @@ def decode_image(
     return pixels
 
 
-def _decode_stream(
-    images: Iterator[RawImage], *, size: Size | None, crop: bool, grey_to_rgb: bool
+def decode_stream(
+    images: Iterator[RawImage],
+    *,
+    size: Size | None,
+    crop: bool,
+    grey_to_rgb: bool,
+    threads: int | None = None,
+    images_per_task: int = _IMAGES_PER_TASK,
+    tasks_in_flight: int = _TASKS_IN_FLIGHT,
 ) -> Generator[Pixels | Undecodable, None, None]:
-    """Decode in threads, in order, with a bounded number of images in memory."""
+    """Decode in threads, in order, with a bounded number of images in memory.
+
+    Args:
+        images: to decode.
+        size: as in `decode_images`, and so is `grey_to_rgb`.
+        threads: that decode; by default one for each core, up to 16.
+        images_per_task: that one thread decodes at a time.
+        tasks_in_flight: tasks whose images are in memory, encoded or decoded.
+
+    Yields:
+        (H, W, C) of each image, or why there is none.
+    """
 
     def decode_task(task: list[RawImage]) -> list[Pixels | Undecodable]:
         results: list[Pixels | Undecodable] = []
@@ -162,19 +181,20 @@ def _decode_stream(
                 results.append(error)
         return results
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool, warnings.catch_warnings():
+    pending: deque[Future[list[Pixels | Undecodable]]] = deque()
+    pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 16))
+    with warnings.catch_warnings():
         # Pillow only warns about an image between one and two times its limit on pixels.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        while True:
-            tasks = [
-                task
-                for _ in range(_TASKS_IN_FLIGHT)
-                if (task := list(islice(images, _IMAGES_PER_TASK)))
-            ]
-            if not tasks:
-                return
-            for results in pool.map(decode_task, tasks):
-                yield from results
+        try:
+            while task := list(islice(images, images_per_task)):
+                pending.append(pool.submit(decode_task, task))
+                if len(pending) == tasks_in_flight:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _opened(image: bytes | Path | Image.Image) -> Image.Image:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from orchestrator.data.folder_files import FolderFiles
 from orchestrator.data.raw import Integers, RawData, RawImage, RawImages
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
@@ -157,7 +159,15 @@ def _folder_images(folder: Path, class_names: list[str]) -> RawImages:
         of_class = image_files(folder / class_name)
         files += of_class
         labels += [label] * len(of_class)
-    return files_as_images(files, labels)
+    stored = FolderFiles(
+        folder.absolute(), pa.array([str(path.relative_to(folder)) for path in files])
+    )
+    return RawImages(
+        labels=np.asarray(labels, dtype=np.int64),
+        name=stored.name,
+        read=lambda positions: stored.reader(positions).read(),
+        stored=stored,
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -6,9 +6,6 @@ Rows are numbered from 0 over all shards, which are sorted by path.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,17 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
-from orchestrator.data.raw import Integers, RawData, RawImage, RawImages
+from orchestrator.data.raw import Integers, RawData, RawImages
+from orchestrator.data.row_groups import RowGroups, Shards, base_name, opened, reading
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
-
-
-@dataclass(frozen=True)
-class _Shards:
-    """Parquet files of one split, in order."""
-
-    filesystem: FileSystem
-    paths: tuple[str, ...]
 
 
 def read_parquet(spec: DataSpec) -> RawData:
@@ -57,7 +47,7 @@ def read_parquet(spec: DataSpec) -> RawData:
     )
 
 
-def _find_shards(location: str, *, setting: str) -> _Shards:
+def _find_shards(location: str, *, setting: str) -> Shards:
     """The files that a file, folder, glob or URI of one of them stands for."""
     parts = location.split("/")
     first_glob = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
@@ -65,7 +55,7 @@ def _find_shards(location: str, *, setting: str) -> _Shards:
         first_glob = len(parts)
     base, pattern = "/".join(parts[:first_glob]), parts[first_glob:]
     base = base or ("/" if location.startswith("/") else ".")
-    with _reading(location, setting):
+    with reading(location, setting):
         if "://" in location:
             filesystem, root = FileSystem.from_uri(base)
         else:
@@ -74,17 +64,17 @@ def _find_shards(location: str, *, setting: str) -> _Shards:
         if info.type == FileType.NotFound:
             raise UserError(f"{setting}: {base} does not exist")
         if info.is_file:
-            return _Shards(filesystem, (info.path,))
+            return Shards(filesystem, (info.path,))
         listing = filesystem.get_file_info(FileSelector(root, recursive=len(pattern) > 1))
     paths = [found.path for found in listing if _is_shard(found, root, pattern)]
     if not paths:
         raise UserError(f"{setting}: {location} holds no .parquet file")
-    return _Shards(filesystem, tuple(sorted(paths)))
+    return Shards(filesystem, tuple(sorted(paths)))
 
 
-def _check_one_split(shards: _Shards, location: str, *, setting: str) -> None:
+def _check_one_split(shards: Shards, location: str, *, setting: str) -> None:
     """Refuse to mix the splits of one folder, which Hugging Face tells by the files' names."""
-    starts = {_base_name(path).partition("-")[0] for path in shards.paths}
+    starts = {base_name(path).partition("-")[0] for path in shards.paths}
     mixed = sorted(starts & {"train", "validation", "test"})
     if len(mixed) > 1:
         raise UserError(
@@ -102,78 +92,65 @@ def _is_shard(found: FileInfo, root: str, pattern: list[str]) -> bool:
     return len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern))
 
 
-def _labelled_images(shards: _Shards, spec: DataSpec) -> RawImages:
-    labels = [_read_labels(shards.filesystem, path, spec) for path in shards.paths]
-    starts = np.cumsum([0, *(len(part) for part in labels)])  # (shards + 1,)
+def _labelled_images(shards: Shards, spec: DataSpec) -> RawImages:
+    """Labels of all shards; their images when they are asked for."""
+    labels, file_sizes, shard_of, group_of, group_sizes = [], [], [], [], []
+    for shard, path in enumerate(shards.paths):
+        with opened(shards.filesystem, path) as file:
+            labels.append(_read_labels(file, path, spec))
+            metadata = file.metadata
+            sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        file_sizes.append(shards.filesystem.get_file_info(path).size)
+        kept = [group for group, size in enumerate(sizes) if size]
+        shard_of += [shard] * len(kept)
+        group_of += kept
+        group_sizes += [sizes[group] for group in kept]
+    groups = RowGroups(
+        shards=shards,
+        column=spec.image_column,
+        file_sizes=tuple(file_sizes),
+        shard_of=np.asarray(shard_of, dtype=np.int64),
+        group_of=np.asarray(group_of, dtype=np.int64),
+        starts=np.cumsum([0, *group_sizes], dtype=np.int64),
+    )
+    return RawImages(
+        labels=np.concatenate(labels),
+        name=groups.name,
+        read=lambda positions: groups.reader(positions).read(),
+        stored=groups,
+    )
 
-    def name(position: int) -> str:
-        shard = int(np.searchsorted(starts, position, side="right")) - 1
-        return f"{_base_name(shards.paths[shard])} row {position - starts[shard]}"
 
-    def read(positions: Integers) -> Iterator[RawImage]:
-        for shard, path in enumerate(shards.paths):
-            inside = (positions >= starts[shard]) & (positions < starts[shard + 1])
-            rows = positions[inside] - starts[shard]
-            if rows.size:
-                yield from _read_images(shards.filesystem, path, rows, spec.image_column)
-
-    return RawImages(labels=np.concatenate(labels), name=name, read=read)
-
-
-def _read_labels(filesystem: FileSystem, path: str, spec: DataSpec) -> Integers:
+def _read_labels(file: pq.ParquetFile, path: str, spec: DataSpec) -> Integers:
     """(rows,) of one shard, its columns checked."""
-    with _opened(filesystem, path) as file:
-        schema = file.schema_arrow
-        for setting, column in (
-            ("image_column", spec.image_column),
-            ("label_column", spec.label_column),
-        ):
-            if column not in schema.names:
-                raise UserError(
-                    f"{path}: no column {column!r}: set data.{setting} to one of "
-                    f"{', '.join(schema.names)}"
-                )
-        image_type = schema.field(spec.image_column).type
-        if not _holds_bytes(image_type):
+    schema = file.schema_arrow
+    for setting, column in (
+        ("image_column", spec.image_column),
+        ("label_column", spec.label_column),
+    ):
+        if column not in schema.names:
             raise UserError(
-                f"{path}: column {spec.image_column!r} holds {image_type}, not encoded image "
-                "bytes (binary): set data.image_column"
+                f"{path}: no column {column!r}: set data.{setting} to one of "
+                f"{', '.join(schema.names)}"
             )
-        label_type = schema.field(spec.label_column).type
-        if not pa.types.is_integer(label_type):
-            raise UserError(
-                f"{path}: column {spec.label_column!r} holds {label_type}, not integer labels "
-                "0, 1, ...: set data.label_column or convert it"
-            )
-        labels = file.read(columns=[spec.label_column]).column(0)
-        if labels.null_count:
-            row = int(np.flatnonzero(labels.is_null().to_numpy())[0])
-            raise UserError(f"{_base_name(path)} row {row}: the label is null; give it a class")
-        integers: Integers = labels.cast(pa.int64()).to_numpy()
-        return integers
-
-
-def _read_images(
-    filesystem: FileSystem, path: str, rows: Integers, column: str
-) -> Iterator[RawImage]:
-    """The encoded images at ascending rows of one shard, one row group in memory at a time."""
-    with _opened(filesystem, path) as file:
-        start = 0
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            wanted = rows[(rows >= start) & (rows < stop)] - start
-            start = stop
-            if wanted.size:
-                images = file.read_row_group(group, columns=[column]).column(0)
-                for row in wanted.tolist():
-                    image = images[row].as_py()
-                    yield _struct_image(image) if isinstance(image, dict) else image
-
-
-def _struct_image(image: dict[str, Any]) -> RawImage:
-    """The bytes, or the file that is meant where Hugging Face datasets has not embedded them."""
-    content, path = image["bytes"], image.get("path")
-    return Path(path) if content is None and path else content
+    image_type = schema.field(spec.image_column).type
+    if not _holds_bytes(image_type):
+        raise UserError(
+            f"{path}: column {spec.image_column!r} holds {image_type}, not encoded image "
+            "bytes (binary): set data.image_column"
+        )
+    label_type = schema.field(spec.label_column).type
+    if not pa.types.is_integer(label_type):
+        raise UserError(
+            f"{path}: column {spec.label_column!r} holds {label_type}, not integer labels "
+            "0, 1, ...: set data.label_column or convert it"
+        )
+    labels = file.read(columns=[spec.label_column]).column(0)
+    if labels.null_count:
+        row = int(np.flatnonzero(labels.is_null().to_numpy())[0])
+        raise UserError(f"{base_name(path)} row {row}: the label is null; give it a class")
+    integers: Integers = labels.cast(pa.int64()).to_numpy()
+    return integers
 
 
 def _holds_bytes(image_type: pa.DataType) -> bool:
@@ -184,10 +161,10 @@ def _holds_bytes(image_type: pa.DataType) -> bool:
     return bool(pa.types.is_binary(image_type) or pa.types.is_large_binary(image_type))
 
 
-def _class_names(shards: _Shards, label_column: str) -> tuple[str, ...] | None:
+def _class_names(shards: Shards, label_column: str) -> tuple[str, ...] | None:
     """From the first schema's metadata: `classes`, or the ClassLabel of Hugging Face datasets."""
     path = shards.paths[0]
-    with _opened(shards.filesystem, path) as file:
+    with opened(shards.filesystem, path) as file:
         metadata = file.schema_arrow.metadata or {}
         if b"classes" in metadata:
             text = metadata[b"classes"].decode(errors="replace")
@@ -210,26 +187,3 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
-
-
-@contextmanager
-def _opened(filesystem: FileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    with (
-        _reading(path, "data"),
-        filesystem.open_input_file(path) as stream,
-        pq.ParquetFile(stream) as file,
-    ):
-        yield file
-
-
-@contextmanager
-def _reading(location: str, setting: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # pyarrow's own errors are one of the two
-        reason = " ".join(str(error).split())
-        raise UserError(f"{setting}: {location} cannot be read as Parquet ({reason})") from error
-
-
-def _base_name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]

@@ -97,6 +97,11 @@ class Experiment(Section):
                 f"train.accumulate = {max(self.scaling.workers, 1)} x {self.train.accumulate}: "
                 f"use {math.ceil(self.train.batch_size / shards) * shards}"
             )
+        if self.data.streaming is True and self.teacher_cache.mode == "on":
+            raise ValueError(
+                "teacher_cache keeps the answers to images that are held in memory: drop "
+                "data.streaming or set teacher_cache: auto"
+            )
         objective = self.objective
         cache = self.teacher_cache
         if objective.uses_hints and (cache.mode == "on" or cache.path is not None):

@@ -32,6 +32,8 @@ def _module_function(source: str) -> str:
 
 
 FunctionSource = Annotated[str, AfterValidator(_module_function)]
+STREAMABLE = ("imagefolder", "imagenet", "parquet")
+"""Sources whose images any process can read a part of."""
 
 
 class Normalization(Section):
@@ -111,6 +113,13 @@ class DataSpec(Section):
     """Decides the order of the images and their augmentation."""
     on_error: Literal["fail", "skip"] = "fail"
     """What to do with an image that cannot be decoded; `skip` counts and logs them."""
+    streaming: bool | Literal["auto"] = "auto"
+    """Read and decode the images anew in each epoch instead of holding them: needed for sets that
+    do not fit. `auto` streams an image folder or Parquet that, decoded, would take more than a
+    quarter of this machine's memory."""
+    memory_gib: Positive = 1.0
+    """What streamed images may take in each worker, in GiB: half for the window that they are
+    shuffled in, the rest for those on their way there."""
     download: bool = False
     """Let torchvision fetch CIFAR, STL-10 or Fashion-MNIST when it is not on disk."""
 
@@ -130,6 +139,11 @@ class DataSpec(Section):
                 raise ValueError("classes and num_classes exclude each other: drop num_classes")
             if len(set(self.classes)) < len(self.classes):
                 raise ValueError(f"classes names one twice: {list(self.classes)}")
+        if self.streaming is True and self.source not in STREAMABLE:
+            raise ValueError(
+                f"streaming reads {', '.join(STREAMABLE)}; source {self.source!r} is held in "
+                "memory: drop streaming"
+            )
         if self.test_path is not None and self.test_fraction is not None:
             raise ValueError("test_path and test_fraction exclude each other: give one of them")
         if self.resize_by != "stretch" and self.resize is None:

@@ -16,6 +16,7 @@ from orchestrator.inputs import State, state_digest
 from orchestrator.places import CachePlace
 from orchestrator.reporter import Ranks
 from orchestrator.spec import Experiment, TeacherSpec
+from orchestrator.streaming.stream import Stream
 from orchestrator.teacher_cache.cache import Cache, CacheError, Key, guarded
 from orchestrator.teacher_cache.rows import DTYPES
 from orchestrator.teacher_cache.teaching import CachedTeaching
@@ -91,7 +92,7 @@ def build_teaching(
     dataset: Dataset,
     *,
     pixels: PixelStatistics,
-    training: Images,
+    training: Images | Stream,
     recipe: Recipe,
     ranks: Ranks,
     own_rows: bool,
@@ -102,14 +103,14 @@ def build_teaching(
         place: of the cache; None for the teacher alone.
         experiment: of the student.
         teacher: as in `teacher_key`, and so are `state`, `network`, `dataset` and `pixels`.
-        training: the training split's images.
+        training: the training split's images. The answers to those that are streamed are not kept.
         recipe: their augmentation and batches.
         ranks: the processes that train together.
         own_rows: as in `CachedTeaching`.
     """
     dtype = kept_dtype(experiment, network.precision)
     live = LiveTeaching(network, pixels=pixels, dtype=dtype)
-    if place is None or state is None:
+    if place is None or state is None or not isinstance(training, Images):
         return live
     if network.hint_shapes:
         logger.info(

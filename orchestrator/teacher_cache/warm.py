@@ -39,6 +39,8 @@ def warm(experiment: Experiment, *, epochs: int | None, display: Display | None 
     check_places(places, experiment)
     with display.step(f"{experiment.name}: reading images and networks"):
         inputs = read_inputs(experiment)
+    if inputs.dataset.is_streamed:
+        raise UserError("data.streaming: the answers to images that are streamed are not kept")
     if inputs.fit is not None:
         with session(experiment.scaling):
             teacher = ready_teacher(inputs, places, display=display)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from dcd_core import FeatureModel
-from orchestrator.data import ImageSet
+from orchestrator.data import Split
 from orchestrator.evaluation import PixelStatistics
 from orchestrator.given_images import network_inputs
 from orchestrator.transfer.probe import Labelled
@@ -15,7 +15,7 @@ from orchestrator.transfer.probe import Labelled
 @torch.no_grad()
 def extract_features(
     backbone: FeatureModel,
-    split: ImageSet,
+    split: Split,
     *,
     pixels: PixelStatistics,
     crop_size: int | None,

@@ -10,7 +10,7 @@ import torch
 from dcd_core import FeatureModel
 from orchestrator.build import example_images
 from orchestrator.built_model import Classifier, build_classifier, model_tags
-from orchestrator.data import Dataset, ImageSet, describe_counts, load_dataset
+from orchestrator.data import Dataset, Split, describe_counts, load_dataset
 from orchestrator.errors import UserError
 from orchestrator.given_images import asked_tracking, check_images, choose_split, images_for
 from orchestrator.given_model import Given, find_model
@@ -156,7 +156,7 @@ def _check_same_images(backbones: list[_Backbone]) -> None:
             )
 
 
-def _splits(dataset: Dataset) -> list[ImageSet]:
+def _splits(dataset: Dataset) -> list[Split]:
     return [dataset.train, dataset.val, choose_split(dataset, "test")]
 
 

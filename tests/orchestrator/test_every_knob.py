@@ -115,6 +115,13 @@ KNOBS = [
     Knob("data.seed", 0, 1),
     Knob("data.seed", 0, 1, base={"data.augment": "none"}),  # decides the order alone, then
     Knob("data.on_error", "fail", "skip", base={**FOLDER, "data.path": "{files}/damaged"}),
+    Knob("data.streaming", False, True, base=PARQUET),
+    Knob(
+        "data.memory_gib",  # a window of 32 images and one of 8
+        4e-6,
+        1e-6,
+        base={**PARQUET, "data.streaming": True, "train.batch_size": 4},
+    ),
     Knob("teacher.source", "tiny_networks:network", "tiny_networks:relu_network"),
     Knob("teacher.args", {"width": 15}, {"width": 16}, base=FIT),
     Knob("teacher.checkpoint", "{files}/teacher-10-0.pt", "{files}/teacher-10-1.pt"),

@@ -1,0 +1,56 @@
+"""Image files below a folder, for any process to read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.data.raw import Integers, RawImage
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """The image files of a folder, each of which is read alone."""
+
+    folder: Path
+    """Absolute: workers may be elsewhere."""
+    names: pa.StringArray
+    """Paths below the folder. In Arrow, a million of them take no more memory than their text, and
+    none in a process that maps them."""
+
+    @property
+    def starts(self) -> Integers:
+        """(M + 1,)."""
+        return np.arange(len(self.names) + 1, dtype=np.int64)
+
+    def name(self, position: int) -> str:
+        """The path."""
+        return str(self.folder / self.names[position].as_py())
+
+    def reader(self, positions: Integers) -> FileReader:
+        """Of the files at some positions, in any order."""
+        return FileReader(self.folder, self.names.take(pa.array(positions)))
+
+    def digest(self) -> str:
+        """Of the files' paths and sizes."""
+        digest = hashlib.sha256()
+        for name in self.names.to_pylist():
+            digest.update(f"{name} {(self.folder / name).stat().st_size} ".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Hands over some files in any process."""
+
+    folder: Path
+    names: pa.StringArray
+
+    def read(self) -> Iterator[RawImage]:
+        """The files, in order."""
+        return (self.folder / name for name in self.names.to_pylist())

@@ -1,0 +1,1 @@
+"""Training and scoring on images that are read and decoded as they are needed."""
