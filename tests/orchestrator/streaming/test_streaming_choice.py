@@ -74,7 +74,7 @@ def test_the_memory_of_this_machine_is_what_the_system_says() -> None:
     [
         (
             {"data.source": "digits", "data.path": None},
-            r"streaming reads imagefolder and parquet; source 'digits' is small and held in memory",
+            r"streaming reads imagefolder, imagenet, parquet; source 'digits' is held in memory",
         ),
         ({"teacher_cache.mode": "on"}, r"teacher_cache keeps the answers .* drop data\.streaming"),
     ],
