@@ -184,7 +184,7 @@ def test_broken_images_are_skipped_and_counted_or_end_all_workers(
     options = {**two, "data.test_fraction": 0.01}
     epochs = run(digits_folder, "skipping", {**options, "data.on_error": "skip"})
     assert epochs[1]["data/skipped"] == 2
-    with pytest.raises(UserError, match=r"00(55|444)\.png: cannot be decoded"):
+    with pytest.raises(UserError, match=r"0(055|444)\.png: cannot be decoded"):
         run(digits_folder, "failing", options)
 
 

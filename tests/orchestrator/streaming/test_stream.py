@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +93,8 @@ def test_splits_are_those_of_images_that_are_held(path: Path) -> None:
             assert one.labels.tolist() == other.labels.tolist()
             images = [batch for batch, _ in streamed(one).batches(Ranks(), 7)]
             assert torch.equal(torch.cat(images), torch.tensor(other.images))
-            assert max(map(len, images)) <= 7
+            assert len(images) == math.ceil(len(one) / 7)
+            assert {len(batch) for batch in images[:-1]} == {7}
         assert there.mean == held.mean
         assert there.std == held.std
 

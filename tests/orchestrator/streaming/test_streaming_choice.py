@@ -110,7 +110,8 @@ def test_a_window_smaller_than_a_batch_is_refused_with_what_would_do(
     # Batches of 20 images of 8 bytes need 2 x 160 bytes; what would do is given to 0.001.
     updates = {"data.streaming": True, "data.memory_gib": 319 / 2**30}
     with pytest.raises(
-        UserError, match=r"data\.memory_gib: .* holds 19 images, and a batch has 20: give at least 0\.001"
+        UserError,
+        match=r"data\.memory_gib: .* holds 19 images, and a batch has 20: give at least 0\.001",
     ):
         read_inputs(experiment(path, teacher_file, updates))
     read_inputs(experiment(path, teacher_file, {**updates, "data.memory_gib": 0.001}))
