@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator.data.raw import Pixels
 from orchestrator.data.reading import Failure, Rows, decode_task
 from orchestrator.data.tasks import ImageForm, Task
 
@@ -27,7 +28,7 @@ def to_table(rows: Rows, form: ImageForm) -> pa.Table:
     nothing = [None] * num_failures
     return pa.table(
         {
-            "image": pa.concat_arrays([pixels, pa.array(nothing, pixels.type)]),
+            "image": pa.chunked_array([pixels, pa.array(nothing, pixels.type)]),
             "label": pa.array([*rows.labels.tolist(), *nothing], pa.int64()),
             "position": pa.array(
                 [*rows.indices.tolist(), *(f.position for f in rows.failures)], pa.int64()
@@ -49,12 +50,7 @@ def from_table(table: pa.Table, form: ImageForm) -> Rows:
     failures = [Failure(**row) for row in failed.to_pylist()]
     good = table.filter(is_image) if failures else table
     chunks = [chunk for chunk in good["image"].chunks if len(chunk)]
-    images = [
-        np.frombuffer(chunk.buffers()[1], dtype=np.uint8).reshape(-1, *form.shape)[
-            chunk.offset : chunk.offset + len(chunk)
-        ]
-        for chunk in chunks
-    ]
+    images = [_pixels(chunk, form) for chunk in chunks]
     return Rows(
         images[0]
         if len(images) == 1
@@ -63,3 +59,13 @@ def from_table(table: pa.Table, form: ImageForm) -> Rows:
         good["position"].to_numpy(),
         failures,
     )
+
+
+def _pixels(chunk: pa.FixedSizeBinaryArray, form: ImageForm) -> Pixels:
+    """(n, C, H, W), in the array's memory, which may go on behind it."""
+    _, buffer = chunk.buffers()
+    size = form.num_bytes
+    values = np.frombuffer(
+        buffer, dtype=np.uint8, count=len(chunk) * size, offset=chunk.offset * size
+    )
+    return values.reshape(-1, *form.shape)

@@ -164,7 +164,7 @@ def decode_stream(
     Args:
         images: to decode.
         size: as in `decode_images`, and so is `grey_to_rgb`.
-        threads: that decode; by default one for each core, up to 16.
+        threads: that decode; by default one for each core, up to 16. With one, the caller decodes.
         images_per_task: that one thread decodes at a time.
         tasks_in_flight: tasks whose images are in memory, encoded or decoded.
 
@@ -172,23 +172,23 @@ def decode_stream(
         (H, W, C) of each image, or why there is none.
     """
 
-    def decode_task(task: list[RawImage]) -> list[Pixels | Undecodable]:
-        results: list[Pixels | Undecodable] = []
-        for image in task:
-            try:
-                results.append(decode_image(image, size=size, crop=crop, grey_to_rgb=grey_to_rgb))
-            except Undecodable as error:
-                results.append(error)
-        return results
+    def decode(image: RawImage) -> Pixels | Undecodable:
+        try:
+            return decode_image(image, size=size, crop=crop, grey_to_rgb=grey_to_rgb)
+        except Undecodable as error:
+            return error
 
-    pending: deque[Future[list[Pixels | Undecodable]]] = deque()
-    pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 16))
     with warnings.catch_warnings():
         # Pillow only warns about an image between one and two times its limit on pixels.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if threads == 1:
+            yield from map(decode, images)
+            return
+        pending: deque[Future[list[Pixels | Undecodable]]] = deque()
+        pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 16))
         try:
             while task := list(islice(images, images_per_task)):
-                pending.append(pool.submit(decode_task, task))
+                pending.append(pool.submit(lambda task: list(map(decode, task)), task))
                 if len(pending) == tasks_in_flight:
                     yield from pending.popleft().result()
             while pending:

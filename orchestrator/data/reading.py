@@ -38,6 +38,11 @@ class Rows(NamedTuple):
     indices: Integers  # (n,) in the source
     failures: Sequence[Failure]
 
+    def before(self, number: int) -> Rows:
+        """Some of the images, from the first."""
+        images, labels, indices, _ = self
+        return Rows(images[:number], labels[:number], indices[:number], ())
+
     def after(self, number: int) -> Rows:
         """What comes after some of the images."""
         images, labels, indices, _ = self

@@ -19,8 +19,10 @@ from orchestrator.data.blocks import from_table, read_blocks
 from orchestrator.data.reading import Rows
 from orchestrator.data.tasks import ImageForm, Task
 
-_MAX_BLOCK_BYTES = 16 * 2**20
-_BLOCKS_PER_MEMORY = 64  # of all that the images may take, so that those being made are few
+_MAX_BLOCK_BYTES = 8 * 2**20
+_BLOCKS_PER_DECODER = 16
+"""So many blocks of each decoder would take a quarter of what the images may. It has some copies of
+one: decoded image by image, put together, handed to Ray's builder, and on its way to the store."""
 
 
 def read_on_ray(tasks: Sequence[Task], split: StreamedSet, *, decoders: int) -> Iterator[Rows]:
@@ -39,7 +41,8 @@ def read_on_ray(tasks: Sequence[Task], split: StreamedSet, *, decoders: int) -> 
         return
     memory = split.memory
     decoders = max(1, min(decoders, 16))
-    block_bytes = max(split.form.num_bytes, min(_MAX_BLOCK_BYTES, memory // _BLOCKS_PER_MEMORY))
+    share = memory // 4 // decoders // _BLOCKS_PER_DECODER
+    block_bytes = max(split.form.num_bytes, min(_MAX_BLOCK_BYTES, share))
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     dataset = ray.data.read_datasource(
         _Images(tasks, split.form, block_bytes),

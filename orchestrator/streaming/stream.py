@@ -126,9 +126,8 @@ class Stream:
         error = None
         self._skipped = 0
         try:
-            for rows in self._rows(self._split.tasks(rank=ranks.rank, num_ranks=ranks.size)):
-                images, labels = torch.tensor(rows.images), torch.tensor(rows.labels)
-                yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
+            tasks = self._split.tasks(rank=ranks.rank, num_ranks=ranks.size)
+            yield from _in_batches(self._rows(tasks), batch_size)
         except UserError as raised:
             error = str(raised)
         raise_together(error, ranks)
@@ -141,3 +140,23 @@ class Stream:
                 if self._skipped <= _NAMED:
                     logger.warning("skipped: %s", describe_failure(failure, self._split))
             yield rows
+
+
+def _in_batches(source: Iterator[Rows], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels, as many at a time whatever they were read in."""
+    waiting: list[Rows] = []
+    missing = batch_size
+    for rows in source:
+        while len(rows.labels) >= missing:
+            yield _joined([*waiting, rows.before(missing)])
+            rows = rows.after(missing)
+            waiting, missing = [], batch_size
+        waiting.append(rows)
+        missing -= len(rows.labels)
+    if missing < batch_size:
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+    images, labels = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    return torch.from_numpy(images), torch.from_numpy(labels)

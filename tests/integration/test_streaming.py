@@ -130,8 +130,9 @@ def test_ray_data_brings_what_this_process_reads_in_the_same_order(
     from orchestrator.streaming.ray_reading import read_on_ray
 
     for path, broken in ((digits_set, 0), (digits_folder, 2)):
-        options = {"test_fraction": 0.01, "val_fraction": 0.01, "on_error": "skip"}
-        split = training_set(path, **options)
+        # 189 bytes an image: no multiple of anything that memory is aligned to.
+        options = {"test_fraction": 0.01, "val_fraction": 0.01, "resize": [9, 7]}
+        split = training_set(path, on_error="skip", **options)
         tasks = split.tasks(order=(0, 3))
         assert len(tasks) > 1
         here = joined(read_tasks(tasks, split.form, threads=1, memory=split.memory))
@@ -184,7 +185,7 @@ def test_broken_images_are_skipped_and_counted_or_end_all_workers(
     options = {**two, "data.test_fraction": 0.01}
     epochs = run(digits_folder, "skipping", {**options, "data.on_error": "skip"})
     assert epochs[1]["data/skipped"] == 2
-    with pytest.raises(UserError, match=r"00(55|444)\.png: cannot be decoded"):
+    with pytest.raises(UserError, match=r"0(055|444)\.png: cannot be decoded"):
         run(digits_folder, "failing", options)
 
 

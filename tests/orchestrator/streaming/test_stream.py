@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +93,8 @@ def test_splits_are_those_of_images_that_are_held(path: Path) -> None:
             assert one.labels.tolist() == other.labels.tolist()
             images = [batch for batch, _ in streamed(one).batches(Ranks(), 7)]
             assert torch.equal(torch.cat(images), torch.tensor(other.images))
-            assert max(map(len, images)) <= 7
+            assert len(images) == math.ceil(len(one) / 7)
+            assert {len(batch) for batch in images[:-1]} == {7}
         assert there.mean == held.mean
         assert there.std == held.std
 
@@ -305,3 +307,25 @@ def _no_rows(tasks: Sequence[Task], split: StreamedSet) -> Iterator[Rows]:
 def test_an_epoch_without_images_has_no_batches(path: Path) -> None:
     stream = Stream(training_set(path), Ranks(), read=_no_rows)
     assert list(stream.epoch(1, seed=0, batch_size=4)) == []
+
+
+def test_an_imagenet_folder_is_streamed_as_it_is_held(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for wnid in ("n01", "n02"):
+            folder = tmp_path / split / wnid
+            folder.mkdir(parents=True)
+            for number in range(10):
+                pixels = random.integers(0, 256, (20 + number, 30 - number, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    values = {"source": "imagenet", "path": str(tmp_path), "resize": 16, "crop_size": 12}
+    values |= {"resize_by": "center_crop", "augment": "imagenet", "val_fraction": 0.2}
+    held, streamed_too = (
+        load_dataset(DataSpec(streaming=streaming, **values)) for streaming in (False, True)
+    )
+    assert streamed_too.input_shape == held.input_shape == (3, 12, 12)
+    for name in ("train", "val", "test"):
+        whole, split = getattr(held, name), getattr(streamed_too, name)
+        images, labels = zip(*streamed(split).batches(ALONE, 7), strict=True)
+        assert np.array_equal(torch.cat(images).numpy(), whole.images)
+        assert np.array_equal(torch.cat(labels).numpy(), whole.labels)
