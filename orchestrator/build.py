@@ -171,6 +171,9 @@ def capture_hints(
             own = wanted = _paths(spec.hint_layers)
         student.capture_hints(own, images_example=student_example)
         teacher.capture_hints(wanted, images_example=teacher_example)
+        shapes = [*zip(student.hint_shapes, teacher.hint_shapes, strict=False)]
+        if module.compares_pixels and all(min(s[1] * s[2], t[1] * t[2]) == 1 for s, t in shapes):
+            raise ValueError("all of these layers give one pixel: name earlier ones")
     except ValueError as error:
         raise UserError(f"objective.hint_layers (method {spec.method!r}): {error}") from error
 

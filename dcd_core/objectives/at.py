@@ -4,8 +4,8 @@ With feature maps A of a layer and the attention map Q_hw = mean_c A_chw^2, flat
 
     at = sum_layers mean_i mean_hw (Q^s / |Q^s| - Q^t / |Q^t|)^2
 
-Zero where both networks look at the same places. The map with more pixels is averaged to the size
-of the other before, so widths and sizes may differ.
+Zero where both networks look at the same places, and so for a layer of one pixel. The map with more
+pixels is averaged to the size of the other before, so widths and sizes may differ.
 
 Default: weight 1000 for this mean, the paper's beta, at the ends of all stages. (The paper's
 equation has half of it and the norm; its code this mean of squares.)
@@ -25,6 +25,9 @@ from dcd_core.features import HintedOutput
 from dcd_core.objectives.layers import pooled_to_smaller, unit_rows
 from dcd_core.objectives.method import Lesson, Method
 
+_SHORTEST = 1e-12
+"""Squares of small activations are smaller still, and are to be compared all the same."""
+
 
 class AT(Method):
     """The student's layers attend to where the teacher's do.
@@ -35,6 +38,7 @@ class AT(Method):
 
     weight: ClassVar[float] = 1000.0
     hints: ClassVar[Literal["none", "stages", "middle", "last"]] = "stages"
+    compares_pixels: ClassVar[bool] = True
 
     def per_image(self, student: HintedOutput, lesson: Lesson) -> Tensor:
         """As the equation, (n,)."""
@@ -47,4 +51,4 @@ class AT(Method):
 
 def _attention(maps: Tensor) -> Tensor:
     """Maps (n, C, h, w) to unit attention maps (n, h w)."""
-    return unit_rows(maps.square().mean(1).flatten(1))
+    return unit_rows(maps.square().mean(1).flatten(1), shortest=_SHORTEST)

@@ -29,6 +29,9 @@ from dcd_core.features import HintedOutput
 from dcd_core.objectives.layers import unit_rows
 from dcd_core.objectives.method import Lesson, Method, Rows, Sizes, check_count, check_number
 
+_LEAST = 1e-6
+"""Of the share of the kernel at distance 0 that the series has to reach."""
+
 
 class CC(Method):
     """The student's images are correlated as the teacher's.
@@ -43,8 +46,18 @@ class CC(Method):
 
     def __init__(self, sizes: Sizes, *, gamma: float = 0.4, order: int = 2) -> None:
         super().__init__(sizes)
-        self.gamma = check_number("gamma", gamma, above=0)
-        self.order = check_count("order", order)
+        check_number("gamma", gamma, above=0)
+        log_double = math.log(2 * gamma)
+        # exp(-2 gamma) (2 gamma)^p / p!, by logarithms: each factor alone overflows or vanishes.
+        self.coefficients = [
+            math.exp(power * log_double - 2 * gamma - math.lgamma(power + 1))
+            for power in range(check_count("order", order) + 1)
+        ]
+        if sum(self.coefficients) < _LEAST:
+            raise ValueError(
+                f"gamma {gamma:g} is too large for order {order}: what its series leaves of the "
+                f"kernel is below {_LEAST:g}: lower gamma, or raise order above {2 * gamma:.0f}"
+            )
 
     def per_image(self, student: HintedOutput, lesson: Lesson) -> Tensor:
         """As the equation, (n,)."""
@@ -57,7 +70,5 @@ class CC(Method):
         """(n, D) to (n, N)."""
         own = unit_rows(features)
         cosine = own @ rows.gather(own).T  # (n, N)
-        kernel = torch.ones_like(cosine)
-        for power in range(1, self.order + 1):
-            kernel = kernel + (2 * self.gamma) ** power / math.factorial(power) * cosine**power
-        return math.exp(-2 * self.gamma) * kernel
+        terms = [factor * cosine**power for power, factor in enumerate(self.coefficients)]
+        return torch.stack(terms, -1).sum(-1)  # (n, N)

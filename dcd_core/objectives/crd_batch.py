@@ -10,7 +10,8 @@ where j is i or an image of another class. Its infimum is 0, and it is 0 without
 memory-bank form, with the paper's own objective, is ``crd``. DCD differs in that it learns T, and
 has a consistency in place of the second direction.
 
-Defaults: weight 0.8, T 0.07 and 128 dimensions, the paper's for CIFAR-100.
+Defaults: T 0.07 and 128 dimensions, of the authors' code for CIFAR-100, and the weight 0.8 of the
+memory-bank form, whose objective is another.
 
 Over ranks: negatives come from the global batch; each rank does its n x N rows of both directions.
 

@@ -22,9 +22,9 @@ class Embedding(nn.Linear):
         return unit_rows(super().forward(features.to(self.weight.dtype)))
 
 
-def unit_rows(vectors: Tensor) -> Tensor:
-    """Scale vectors (B, D) to unit length."""
-    return F.normalize(vectors, dim=1, eps=_SHORTEST)
+def unit_rows(vectors: Tensor, *, shortest: float = _SHORTEST) -> Tensor:
+    """Scale vectors (B, D) to unit length, unless they are shorter than ``shortest``."""
+    return F.normalize(vectors, dim=1, eps=shortest)
 
 
 def pooled_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,8 @@ class Method(nn.Module):
     """Whether the teacher's class probabilities count, and so its classes must be the data's."""
     keeps_images: ClassVar[bool] = False
     """Whether it remembers each image of the training split."""
+    compares_pixels: ClassVar[bool] = False
+    """Whether intermediate features of one pixel leave it nothing to compare."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ class Method(nn.Module):
             return zero
         with torch.autocast(student.logits.device.type, enabled=False):
             values = self.per_image(
-                _full_precision(student), lesson._replace(teacher=_full_precision(lesson.teacher))
+                _full_precision(student), lesson._replace(teacher=_as_given(lesson.teacher))
             )
         return values + zero
 
@@ -189,6 +191,13 @@ def check_count(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be an integer, 1 or more, not {value!r}")
     return value
+
+
+def _as_given(teacher: HintedOutput) -> HintedOutput:
+    """What the teacher says, which nothing learns through."""
+    output = _full_precision(teacher)
+    hints = tuple(hint.detach() for hint in output.hints)
+    return HintedOutput(output.logits.detach(), output.features.detach(), hints)
 
 
 def _full_precision(output: HintedOutput) -> HintedOutput:

@@ -7,15 +7,17 @@ embeddings m_k of the last images, those of this batch included:
     p^t_i = softmax_k(<z^t_i, m_k> / teacher_temperature)
     rrd   = mean_i KL(p^t_i || p^s_i)
 
-Its minimum is 0. The paper's code has the cross entropy, which differs by the entropy of p^t_i, a
-number that the student cannot change. Nothing is learned through p^t_i or the queue: the teacher's
-embedding is a random projection that stays what it was, as in the paper's code.
+It is never below 0, and 0 can be reached with equal temperatures only: with a sharper student,
+unit embeddings would have to be shorter. The paper's code has the cross entropy, which differs by the
+entropy of p^t_i, a number that the student cannot change. Nothing is learned through p^t_i or the
+queue: the teacher's embedding is a random projection that stays what it was, as in the paper's code.
 
 The queue starts empty, and what it does not hold yet has probability 0. (The paper's code starts
 with random vectors.)
 
-Defaults: weight 1, student_temperature 0.02, teacher_temperature 0.1, a queue of 16384 and 128
-dimensions, of the paper's code for CIFAR-100.
+Defaults: weight 1, a queue of 16384 and 128 dimensions, of the paper's code for CIFAR-100;
+student_temperature 0.02 and teacher_temperature 0.1, as its loss describes them and as the paper
+has the student's distribution the sharper one. (Its command line has them the other way round.)
 
 Over ranks: the queue gets the global batch, in the same order on all ranks, and is equal on them.
 

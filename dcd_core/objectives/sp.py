@@ -25,6 +25,9 @@ from dcd_core.features import HintedOutput
 from dcd_core.objectives.layers import unit_rows
 from dcd_core.objectives.method import Lesson, Method, Rows
 
+_SHORTEST = 1e-12
+"""Products of small activations are smaller still, and are to be compared all the same."""
+
 
 class SP(Method):
     """The student's images are as similar to each other as the teacher's.
@@ -48,4 +51,4 @@ class SP(Method):
 def _similarities(maps: Tensor, rows: Rows) -> Tensor:
     """Maps (n, C, h, w) to unit rows of similarities (n, N)."""
     own = maps.flatten(1)  # (n, C h w)
-    return unit_rows(own @ rows.gather(own).T)
+    return unit_rows(own @ rows.gather(own).T, shortest=_SHORTEST)

@@ -52,7 +52,8 @@ class VID(Method):
         pairs = zip(sizes.student.hints, sizes.teacher.hints, strict=True)
         self.predictors = nn.ModuleList(_predictor(own[0], hint[0]) for own, hint in pairs)
         # softplus of it is init_variance - _SMALLEST
-        start = math.log(math.expm1(init_variance - _SMALLEST))
+        wanted = init_variance - _SMALLEST
+        start = wanted + math.log(-math.expm1(-wanted))  # log(exp(x) - 1), which overflows
         self.raw_variances = nn.ParameterList(
             torch.full((hint[0],), start) for hint in sizes.teacher.hints
         )

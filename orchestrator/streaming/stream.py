@@ -25,8 +25,8 @@ from orchestrator.streaming.window import ShuffleWindow
 
 logger = logging.getLogger(__name__)
 
-_WINDOW_STREAM = 13
-"""Stream of `mix` for what is drawn from the window; 0 to 12 have other uses."""
+_WINDOW_STREAM = 14
+"""Stream of `mix` for what is drawn from the window; 0 to 13 have other uses."""
 _NAMED = 3  # skipped images that are named in the log
 
 Read: TypeAlias = Callable[[Sequence[Task], StreamedSet], Iterator[Rows]]

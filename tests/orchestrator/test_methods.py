@@ -344,6 +344,7 @@ def test_layers_may_be_named_for_networks_of_one_s_own(teacher_file: Path) -> No
         (None, "where the stages of the student, a Tiny, end is not known: set hint_layers"),
         ("conw", "hint_layers 'conw' is not a module of Tiny: did you mean 'conv'?"),
         ({"student": "conv", "teacher": "layer9"}, "hint_layers 'layer9' is not a module of Tiny"),
+        ("hidden", "all of these layers give one pixel: name earlier ones"),
     ],
 )
 def test_layers_that_are_not_there_are_refused_before_anything_starts(

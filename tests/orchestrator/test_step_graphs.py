@@ -43,6 +43,10 @@ def run(teacher: Path, name: str, updates: dict[str, Any]) -> dict[tuple[str, in
         {"objective.contrast": "sigmoid", "objective.negatives": "other_class"},
         {"objective.method": "ce"},
         {"teacher_cache.mode": "on", "teacher_cache.views": 2},
+        {"objective.method": "dkd"},
+        {"objective.method": "crd+kd", "objective.method_args": {"num_negatives": 16}},
+        {"objective.method": "crd", "train.accumulate": 2},
+        {"objective.method": "rrd", "objective.method_args": {"queue_size": 24}},
     ],
     ids=lambda updates: "-".join(updates) or "default",
 )

@@ -55,6 +55,7 @@ def test_the_gradient_reaches_what_it_compares_and_all_that_it_learns(name: str)
     for part in leaves(student):
         has_gradient = part.grad is not None and bool(part.grad.abs().sum() > 0)
         assert has_gradient == (id(part) in compared)
+    assert all(part.grad is None for part in leaves(teacher))
     for parameter_name, parameter in method.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name

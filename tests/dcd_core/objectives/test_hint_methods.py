@@ -103,3 +103,27 @@ def test_vid_is_smallest_where_the_variance_is_the_mean_squared_error() -> None:
         gradients.append(raw.grad.item())
     assert gradients[0] < 0 < gradients[2]
     assert gradients[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_at_sees_small_activations_as_it_sees_large_ones() -> None:
+    torch.manual_seed(0)
+    own, wanted = torch.rand(2, 3, 4, 4), torch.rand(2, 5, 4, 4)
+    method = build("at", student=_sizes((3, 4, 4)), teacher=_sizes((5, 4, 4)))
+    large, small = (
+        learn(
+            method,
+            says(2, hints=[(own * scale).tolist()]),
+            says(2, hints=[(wanted * scale).tolist()]),
+        )
+        for scale in (1.0, 1e-4)
+    )
+    torch.testing.assert_close(small, large)
+
+
+@pytest.mark.parametrize("init_variance", [1e-4, 5.0, 1000.0])
+def test_vid_starts_at_the_variance_that_is_asked_for(init_variance: float) -> None:
+    (raw,) = _vid(init_variance).raw_variances
+    variance = nn.functional.softplus(raw.double()) + 1e-5
+    torch.testing.assert_close(
+        variance, torch.full_like(variance, init_variance), rtol=1e-4, atol=0
+    )

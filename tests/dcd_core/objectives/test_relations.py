@@ -90,3 +90,15 @@ def test_cc_of_a_high_order_is_the_gaussian_kernel() -> None:
     # |a - b|^2 is 0.8 and 2 for unit vectors.
     by_hand = 2 * (math.exp(-0.7 * 0.8) - math.exp(-0.7 * 2)) ** 2 / 4
     assert learn(method, student, teacher).item() == pytest.approx(by_hand)
+
+
+def test_cc_of_a_very_high_order_is_still_the_kernel_and_one_that_cannot_reach_it_is_refused() -> (
+    None
+):
+    student = says(2, features=[[1.0, 0], [0.6, 0.8]])
+    teacher = says(2, features=[[1.0, 0], [0, 1]])
+    method = build("cc", student=PLAIN, teacher=PLAIN, gamma=400.0, order=1500)
+    by_hand = 2 * (math.exp(-400 * 0.8) - math.exp(-800)) ** 2 / 4
+    assert learn(method, student, teacher).item() == pytest.approx(by_hand, rel=1e-3, abs=1e-30)
+    with pytest.raises(ValueError, match="gamma 400 is too large for order 2"):
+        build("cc", student=PLAIN, teacher=PLAIN, gamma=400.0)
