@@ -8,9 +8,10 @@ embeddings m_k of the last images, those of this batch included:
     rrd   = mean_i KL(p^t_i || p^s_i)
 
 It is never below 0, and 0 can be reached with equal temperatures only: with a sharper student,
-unit embeddings would have to be shorter. The paper's code has the cross entropy, which differs by the
-entropy of p^t_i, a number that the student cannot change. Nothing is learned through p^t_i or the
-queue: the teacher's embedding is a random projection that stays what it was, as in the paper's code.
+unit embeddings would have to be shorter. The paper's code has the cross entropy, which differs by
+the entropy of p^t_i, a number that the student cannot change. Nothing is learned through p^t_i or
+the queue: the teacher's embedding is a random projection that stays what it was, as in the paper's
+code.
 
 The queue starts empty, and what it does not hold yet has probability 0. (The paper's code starts
 with random vectors.)
