@@ -129,7 +129,15 @@ def compare(
         new=new,
     )
     if resume is None:
-        spec = spec_to_run(experiment, overrides, resume=None, new=False, storage=storage)
+        try:
+            spec = spec_to_run(experiment, overrides, resume=None, new=False, storage=storage)
+        except UserError as error:
+            if "or change the method" not in str(error):
+                raise
+            raise UserError(
+                f"{error}; what belongs to one arm is given with it, as in --arm "
+                '"at=objective.method=at objective.hint_layers=layer3"'
+            ) from error
         request, group = new_request(spec, options)
     elif experiment is not None or overrides:
         raise UserError(AS_IT_IS)

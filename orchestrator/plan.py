@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from dcd_core.objectives import hyperparameters
 from orchestrator.build import build_distiller, num_views
 from orchestrator.computation import has_fast_bf16
 from orchestrator.data import StreamedSet, describe_counts
@@ -194,6 +195,12 @@ def _method(inputs: Inputs) -> Iterator[str]:
             f"{'x'.join(map(str, own))} with {'x'.join(map(str, wanted))}" for own, wanted in shapes
         )
         yield f"{objective.method} compares intermediate features of student with teacher: {pairs}"
+    warmup = (hyperparameters(module) | dict(objective.method_args)).get("warmup_epochs")
+    if isinstance(warmup, int | float) and warmup > inputs.experiment.train.epochs:
+        yield (
+            f"{objective.method} grows to its full size over {warmup} epochs and there are "
+            f"{inputs.experiment.train.epochs}: set objective.method_args.warmup_epochs"
+        )
     if module.uses_logits and objective.uses_kd:
         yield (
             f"{objective.method}: {objective.method.removesuffix('+kd')} takes the place of KD, "

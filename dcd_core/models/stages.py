@@ -57,9 +57,11 @@ def default_hints(
     for name, model in (("student", student), ("teacher", teacher)):
         ends = stage_ends(model)
         if not ends:
+            inner = [path for path, _ in model.named_modules() if path.count(".") == 1]
+            example = f" to paths of modules, such as {inner[len(inner) // 2]}" if inner else ""
             raise ValueError(
                 f"where the stages of the {name}, a {type(model).__name__}, end is not known: "
-                "set hint_layers"
+                f"set hint_layers{example}"
             )
         paths.append(ends)
     common = min(map(len, paths))

@@ -67,6 +67,10 @@ SPACES: dict[str, dict[str, Any]] = {
         ("compare e.yaml --arms ce,kd --storage . --name mine", "is no run and holds 'kept.txt'"),
         ("distill e.yaml --storage . --set name=mine", "mine is no run and holds 'kept.txt'"),
         ("search dcd e.yaml --register a/b", "--register 'a/b': MLflow takes no name"),
+        (
+            "compare e.yaml --arms ce,at --set objective.hint_layers=conv",
+            "what belongs to one arm is given with it, as in --arm",
+        ),
         ("search e.yaml dcd", "dcd is a search space: its name comes first, then the experiment"),
         ("compare e.yaml --arm objective.kd_weight=1", "expected NAME='PATH=VALUE ...'"),
         (
