@@ -40,7 +40,8 @@ from orchestrator.runs import (
 from orchestrator.spec import Experiment, ScalingSpec
 from orchestrator.storage import Folder, check_writable
 from orchestrator.tracking import SyncReport, finish_request
-from orchestrator.worker import Shared, Work, run_work
+from orchestrator.work import Shared, Work
+from orchestrator.worker import run_work
 
 logger = logging.getLogger(__name__)
 

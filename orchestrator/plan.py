@@ -198,7 +198,7 @@ def _method(inputs: Inputs) -> Iterator[str]:
     warmup = (hyperparameters(module) | dict(objective.method_args)).get("warmup_epochs")
     if isinstance(warmup, int | float) and warmup > inputs.experiment.train.epochs:
         yield (
-            f"{objective.method} grows to its full size over {warmup} epochs and there are "
+            f"{objective.method} grows to its full size over {warmup:g} epochs and there are "
             f"{inputs.experiment.train.epochs}: set objective.method_args.warmup_epochs"
         )
     if module.uses_logits and objective.uses_kd:

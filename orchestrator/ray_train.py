@@ -19,7 +19,8 @@ from orchestrator.journal import RESTARTS, Journal
 from orchestrator.reporter import Ranks, Reporter
 from orchestrator.resources import WorkerResources
 from orchestrator.storage import Folder
-from orchestrator.worker import Shared, Work, run_work
+from orchestrator.work import Shared, Work
+from orchestrator.worker import run_work
 
 START_RETRIES = 3
 """So often workers that find no room are waited for again; Ray's default is for ever."""

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from dcd_core import (
     Distiller,
     FeatureModel,
-    FrozenTeacher,
     synchronise_batch_norm,
     use_channels_last_,
 )
 from orchestrator import loop
-from orchestrator.batches import Recipe
 from orchestrator.build import (
     build_distiller,
     build_objective,
     build_optimizer,
     build_recipe,
-    capture_hints,
     example_images,
-    feature_layers,
-    student_pixels,
 )
 from orchestrator.checkpoints import Checkpoint, Checkpoints
-from orchestrator.computation import Computation, choose_computation, write_computation
-from orchestrator.data import Dataset, Split
+from orchestrator.computation import write_computation
+from orchestrator.data import Dataset
 from orchestrator.data.balance import (
     CLASS_TABLE,
     class_counts,
@@ -41,73 +32,25 @@ from orchestrator.data.balance import (
 )
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.evaluation import (
-    Images,
     PixelStatistics,
-    Scored,
     evaluate,
     score_metrics,
 )
 from orchestrator.frozen_teacher import (
-    freeze,
     knows_the_classes,
-    score_teacher,
     teacher_metrics,
 )
-from orchestrator.origins import Start, without_files
-from orchestrator.places import CachePlace
+from orchestrator.origins import without_files
 from orchestrator.reporter import Ranks, Reporter
-from orchestrator.sources import build_student, build_teacher
-from orchestrator.spec import Experiment, TeacherSpec
-from orchestrator.storage import Folder
-from orchestrator.streaming.opening import open_split
-from orchestrator.streaming.stream import Stream
 from orchestrator.student_model import save_package
-from orchestrator.teacher_cache.build import build_teaching
-from orchestrator.teacher_cache.teaching import CachedTeaching
-from orchestrator.teaching import Teaching
-
-
-class Work(NamedTuple):
-    """All that a worker needs to train one student, but for what Ray shares between workers."""
-
-    experiment: Experiment
-    teacher: TeacherSpec | None
-    """With the source that rebuilds it anywhere; its weights come apart."""
-    teacher_classes: int | None
-    teacher_pixels: PixelStatistics | None
-    run: Folder
-    lineage: dict[str, str]
-    """Tags that say where the student comes from."""
-    teacher_scores: Mapping[str, float] | None = None
-    """The teacher's `teacher/val_*`, where another run has measured them on the same images."""
-    cache: CachePlace | None = None
-    """Where the teacher's answers are kept; None to compute them anew."""
-    uses_test: bool = True
-    """Whether the students and the teacher are scored on the test split in the end."""
-    start: Start | None = None
-    """Where students with weights of their own start from."""
-
-    @property
-    def student_start(self) -> Start | None:
-        """Where this student starts from; None for one of other settings, as trials may have."""
-        start = self.start
-        return start if start is not None and start.given == self.experiment.student else None
-
-    def student_pixels(self, dataset: Dataset) -> PixelStatistics:
-        """What the student sees: as is said, as its weights were trained, or as is measured."""
-        start = self.student_start
-        if start is not None and start.pixels is not None and not self.experiment.data.normalize:
-            return start.pixels
-        return student_pixels(self.experiment.data, dataset)
-
-
-class Shared(NamedTuple):
-    """The large inputs of a run."""
-
-    dataset: Dataset
-    teacher_state: dict[str, Tensor] | None
-    student_state: dict[str, Tensor] | None
-    """Where the student starts from, when that is no file that workers can read."""
+from orchestrator.work import Shared, Work
+from orchestrator.worker_parts import (
+    build_networks,
+    computation_of,
+    frozen_teacher,
+    open_images,
+    teaching_of,
+)
 
 
 def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]:
@@ -121,11 +64,11 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         Diverged: a loss was not finite.
     """
     experiment, dataset, ranks = work.experiment, shared.dataset, reporter.ranks
-    validation = _open(work, dataset.val, ranks)
+    validation = open_images(work, dataset.val, ranks)
     pixels = work.student_pixels(dataset)
     networks = error = None
     try:
-        networks = _build_networks(work, shared, pixels, ranks)
+        networks = build_networks(work, shared, pixels, ranks)
     except UserError as raised:
         error = str(raised)
     # Were only some ranks to give up, the others would wait for them for ever.
@@ -135,8 +78,8 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     assert networks is not None
     student, teacher = networks
 
-    computation = _computation(work, shared, student, teacher, ranks)
-    frozen, teacher_scores = _frozen(work, teacher, computation, dataset, validation, ranks)
+    computation = computation_of(work, shared, student, teacher, ranks)
+    frozen, teacher_scores = frozen_teacher(work, teacher, computation, dataset, validation, ranks)
     if ranks.rank == 0:
         same = teacher_scores.get("teacher/val_agreement")
         write_computation(work.run, computation, agreement=same)
@@ -160,7 +103,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         if frozen is not None:
             frozen.compile()
     checkpoints = Checkpoints(work.run / "checkpoints", keep=experiment.storage.keep)
-    training = _open(work, dataset.train, ranks)
+    training = open_images(work, dataset.train, ranks)
     recipe = build_recipe(
         experiment,
         pixels,
@@ -170,7 +113,7 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
     )
     last = loop.train(
         distiller,
-        _teaching(work, shared, frozen, training, recipe, ranks),
+        teaching_of(work, shared, frozen, training, recipe, ranks),
         objective=build_objective(experiment.objective),
         optimizer=build_optimizer(distiller, experiment.optimizer),
         training=training,
@@ -193,166 +136,6 @@ def run_work(work: Work, shared: Shared, reporter: Reporter) -> dict[str, float]
         _leave_student(work, distiller, dataset, pixels=pixels, metrics=result)
         work.run.write_json("result.json", result)
     return result
-
-
-def measure_teacher(work: Work, shared: Shared, ranks: Ranks) -> dict[str, float]:
-    """The teacher on the validation images, for `Work.teacher_scores` of many runs.
-
-    Returns:
-        ``teacher/val_*``; empty without a teacher that knows the classes.
-
-    Raises:
-        UserError: it is no better than chance.
-    """
-    pixels = work.student_pixels(shared.dataset)
-    student, teacher = _build_networks(work, shared, pixels, ranks)
-    computation = _computation(work, shared, student, teacher, ranks)
-    validation = _open(work, shared.dataset.val, ranks)
-    return _frozen(work, teacher, computation, shared.dataset, validation, ranks)[1]
-
-
-def _open(work: Work, split: Split, ranks: Ranks) -> Images | Stream:
-    return open_split(split, ranks, on_ray=work.experiment.scaling.workers > 0)
-
-
-def _computation(
-    work: Work,
-    shared: Shared,
-    student: FeatureModel,
-    teacher: FeatureModel | None,
-    ranks: Ranks,
-) -> Computation:
-    pixels = work.student_pixels(shared.dataset)
-    return choose_computation(
-        work.experiment,
-        ranks.device,
-        student=student,
-        teacher=teacher,
-        example=example_images(shared.dataset, pixels),
-        num_images=len(shared.dataset.train.labels) // ranks.size,
-        num_ranks=ranks.size,
-    )
-
-
-def _frozen(
-    work: Work,
-    teacher: FeatureModel | None,
-    computation: Computation,
-    dataset: Dataset,
-    validation: Scored,
-    ranks: Ranks,
-) -> tuple[FrozenTeacher | None, dict[str, float]]:
-    """The teacher to learn from, and its scores; none where it does not know the classes."""
-    if teacher is None or work.teacher is None or work.teacher_pixels is None:
-        return None, {}
-    pixels = work.teacher_pixels
-    frozen = freeze(teacher, dataset, pixels, precision=computation.teacher, ranks=ranks)
-    if not knows_the_classes(teacher, dataset):
-        return frozen, {}
-    scores = score_teacher(
-        teacher,
-        frozen,
-        dataset,
-        pixels,
-        validation=validation,
-        ranks=ranks,
-        known=work.teacher_scores,
-        min_top1=work.teacher.min_top1,
-    )
-    return frozen, scores
-
-
-def fill_cache(work: Work, shared: Shared, ranks: Ranks, *, epochs: int) -> Iterator[str | None]:
-    """Compute the teacher's answers ahead of the runs that will read them.
-
-    Yields:
-        For each of the first epochs, None, or why not all of its answers are there.
-    """
-    pixels = work.student_pixels(shared.dataset)
-    student, teacher = _build_networks(work, shared, pixels, ranks)
-    computation = _computation(work, shared, student, teacher, ranks)
-    assert teacher is not None and work.teacher_pixels is not None
-    frozen = freeze(
-        teacher,
-        shared.dataset,
-        work.teacher_pixels,
-        precision=computation.teacher,
-        ranks=ranks,
-    )
-    recipe = build_recipe(
-        work.experiment, pixels, precision=computation.student, channels_last=False
-    )
-    training = _open(work, shared.dataset.train, ranks)
-    # Batches as the runs' workers will have them, of all ranks.
-    workers = ranks._replace(size=max(1, work.experiment.scaling.workers))
-    teaching = _teaching(work, shared, frozen, training, recipe, workers, own_rows=False)
-    if not isinstance(teaching, CachedTeaching):
-        raise RunFailed("the teacher's answers cannot be kept; the warning above says why")
-    for epoch in range(1, epochs + 1):
-        yield teaching.fill(epoch)
-
-
-def _teaching(
-    work: Work,
-    shared: Shared,
-    frozen: FrozenTeacher | None,
-    training: Images | Stream,
-    recipe: Recipe,
-    ranks: Ranks,
-    *,
-    own_rows: bool = True,
-) -> Teaching | None:
-    """Where the teacher's answers come from."""
-    if frozen is None or work.teacher is None or work.teacher_pixels is None:
-        return None
-    return build_teaching(
-        work.cache,
-        work.experiment,
-        work.teacher,
-        shared.teacher_state,
-        frozen,
-        shared.dataset,
-        pixels=work.teacher_pixels,
-        training=training,
-        recipe=recipe,
-        ranks=ranks,
-        own_rows=own_rows,
-    )
-
-
-def _build_networks(
-    work: Work, shared: Shared, pixels: PixelStatistics, ranks: Ranks
-) -> tuple[FeatureModel, FeatureModel | None]:
-    """Student and teacher on this rank's device."""
-    experiment, dataset = work.experiment, shared.dataset
-    layers = feature_layers(experiment.objective)
-    teacher = None
-    if work.teacher is not None and work.teacher_pixels is not None:
-        teacher = build_teacher(
-            work.teacher,
-            num_classes=work.teacher_classes or dataset.num_classes,
-            images_example=example_images(dataset, work.teacher_pixels),
-            feature_layer=layers["teacher"],
-            state=shared.teacher_state,
-        ).to(ranks.device)
-    start = work.student_start
-    student = build_student(
-        experiment.student if start is None else start.spec,
-        num_classes=dataset.num_classes,
-        images_example=example_images(dataset, pixels),
-        seed=experiment.seed,
-        feature_layer=layers["student"],
-        state=None if start is None else shared.student_state,
-    ).to(ranks.device)
-    if teacher is not None and work.teacher_pixels is not None:
-        capture_hints(
-            experiment.objective,
-            student,
-            teacher,
-            student_example=example_images(dataset, pixels),
-            teacher_example=example_images(dataset, work.teacher_pixels),
-        )
-    return student, teacher
 
 
 def _of_all_ranks(value: str | None, ranks: Ranks) -> list[str | None]:
@@ -380,7 +163,7 @@ def _test(
     """
     last, crop = distiller.student, dataset.crop_size
     wanted = dataset.test if work.uses_test else None
-    test = _open(work, wanted, ranks) if wanted is not None else None
+    test = open_images(work, wanted, ranks) if wanted is not None else None
     metrics: dict[str, float] = {}
     if test is not None:
         scores = evaluate(last, test, pixels=pixels, ranks=ranks, crop_size=crop)

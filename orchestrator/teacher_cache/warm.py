@@ -10,7 +10,7 @@ from orchestrator.places import check_places, describe_cache, find_places
 from orchestrator.progress import Display
 from orchestrator.reporter import Ranks
 from orchestrator.spec import Experiment
-from orchestrator.worker import fill_cache
+from orchestrator.teacher_work import fill_cache
 
 
 def warm(experiment: Experiment, *, epochs: int | None, display: Display | None = None) -> str:

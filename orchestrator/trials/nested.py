@@ -36,7 +36,7 @@ from orchestrator.ray_train import (
 )
 from orchestrator.resources import WorkerResources, describe_need, describe_nodes
 from orchestrator.trials.channel import BEFORE_ALL, Channel
-from orchestrator.worker import Work
+from orchestrator.work import Work
 
 _POLL_S = 1.0
 _SHORTEST_WAIT_S = 30.0

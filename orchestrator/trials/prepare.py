@@ -27,9 +27,10 @@ from orchestrator.resources import (
 )
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
+from orchestrator.teacher_work import measure_teacher
 from orchestrator.trials.engine import Setup
 from orchestrator.trials.trial import SharedInputs
-from orchestrator.worker import Shared, Work, measure_teacher
+from orchestrator.work import Shared, Work
 
 
 class Prepared(NamedTuple):

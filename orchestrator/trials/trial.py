@@ -22,7 +22,8 @@ from orchestrator.storage import Folder
 from orchestrator.trials import population
 from orchestrator.trials.group import best_so_far
 from orchestrator.trials.nested import run_nested
-from orchestrator.worker import Shared, Work, run_work
+from orchestrator.work import Shared, Work
+from orchestrator.worker import run_work
 
 INPUTS_KEY = "inputs"
 """Key of a trial's configuration that names its shared inputs."""
