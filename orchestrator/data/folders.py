@@ -57,7 +57,7 @@ def read_imagenet(spec: DataSpec) -> RawData:
     The labels of its test images were never published: the images in `val` are the test split.
 
     Raises:
-        UserError: as `read_imagefolder`.
+        UserError: as `read_imagefolder`, or `val` is flat, as it is distributed.
     """
     assert spec.path is not None
     root = local_folder(spec.path, setting="data.path", source="imagenet")
@@ -67,6 +67,7 @@ def read_imagenet(spec: DataSpec) -> RawData:
                 f"data.path: {root / name} does not exist: imagenet is a folder with train and val "
                 "inside, and in either one folder per class"
             )
+    _check_not_flat(root / "val")
     return _read(root / "train", root / "val")
 
 
@@ -112,8 +113,20 @@ def image_files(folder: Path) -> list[Path]:
         Path(parent, name)
         for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != "."
+        if _is_image(name)
     )
+
+
+def _check_not_flat(val: Path) -> None:
+    if not _subfolders(val) and any(map(_is_image, (entry.name for entry in val.iterdir()))):
+        raise UserError(
+            f"data.path: {val} holds images and no class folders, as ImageNet is distributed: move "
+            "each into the folder of its class, val/WNID/, as the usual script (valprep.sh) does"
+        )
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != "."
 
 
 def _class_parent(location: str, *, setting: str) -> Path:
