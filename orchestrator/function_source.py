@@ -86,7 +86,8 @@ def call_builder(
     """Call what builds something; whatever it raises becomes a UserError that names the source."""
     try:
         return function(**arguments)
-    except Exception as error:  # a function of the user's, or a download, can raise anything
+    # A function of the user's, or a download, can raise anything; a script's may end the program.
+    except (Exception, SystemExit) as error:
         raise UserError(f"{source}: {doing} fails: {cause(error)}") from error
 
 
@@ -98,7 +99,7 @@ def _find_function(source: str) -> Callable[..., Any]:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's file
+    except (Exception, SystemExit) as error:  # importing runs the user's file
         if isinstance(error, ModuleNotFoundError) and _is_part_of(error.name, module_name):
             hint = nearest(f"{module_name}:", _SCHEMES)
             raise UserError(

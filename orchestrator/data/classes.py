@@ -55,12 +55,14 @@ def find_classes(wanted: Sequence[str | int], class_names: Sequence[str]) -> lis
     """The numbers of the classes that `data.classes` names.
 
     Raises:
-        UserError: there is no such class, several have the name, or one is named twice.
+        UserError: there is no such class, several have the name, one is named twice, or a number
+            is also the name of another class.
     """
     found: list[int] = []
     for each in wanted:
         named = [number for number, name in enumerate(class_names) if name == each]
         if isinstance(each, int):
+            _check_no_name(each, class_names)
             named = [each] if 0 <= each < len(class_names) else []
         if len(named) != 1:
             what = "several classes have this name" if named else "there is no such class"
@@ -73,6 +75,19 @@ def find_classes(wanted: Sequence[str | int], class_names: Sequence[str]) -> lis
             raise UserError(f"data.classes: {each!r} names class {named[0]} a second time")
         found += named
     return found
+
+
+def _check_no_name(number: int, class_names: Sequence[str]) -> None:
+    """Refuse a number that names another class: folders 1, 10 and 2 are classes 0, 1 and 2."""
+    namesakes = [place for place, name in enumerate(class_names) if name == str(number)]
+    if namesakes and number not in namesakes:
+        quoted = f"write '{number}', in quotes, for the class of this name (number {namesakes[0]})"
+        if not 0 <= number < len(class_names):
+            raise UserError(f"data.classes: {number}: there is no class of this number; {quoted}")
+        raise UserError(
+            f"data.classes: {number} is the number of class {class_names[number]!r} and the name "
+            f"of another: {quoted}, or '{class_names[number]}'"
+        )
 
 
 def renumber(labels: Integers, kept: Sequence[int], *, num_classes: int) -> Integers:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from orchestrator.data.raw import Integers, Pixels, RawImage, RawImages
+from orchestrator.data.remote import RemotePath
 from orchestrator.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ def decode_image(
 
     Raises:
         Undecodable: it is absent, damaged, not an image, or of a pixel type without a known range.
+        UserError: it is elsewhere and cannot be read.
     """
     if image is None:
         raise Undecodable("the image is null")
@@ -137,7 +139,7 @@ def decode_image(
             picture = _opened(image)
             picture.load()  # opening reads only the header, and some formats settle the mode late
             pixels = _pixels(_eight_bit(picture), size, crop=crop)
-        except (Undecodable, MemoryError):
+        except (Undecodable, UserError, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders raise far more than OSError on damaged data
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -197,10 +199,10 @@ def decode_stream(
             pool.shutdown(cancel_futures=True)
 
 
-def _opened(image: bytes | Path | Image.Image) -> Image.Image:
+def _opened(image: bytes | Path | RemotePath | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
-    return Image.open(io.BytesIO(image.read_bytes() if isinstance(image, Path) else image))
+    return Image.open(io.BytesIO(image if isinstance(image, bytes) else image.read_bytes()))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -1,18 +1,26 @@
-"""Image folders: one folder per class, as torchvision's ImageFolder reads them."""
+"""Image folders: one folder per class, as torchvision's ImageFolder reads them, local or behind any
+URI of pyarrow.fs.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
+from pyarrow.fs import FileType
 
 from orchestrator.data.folder_files import FolderFiles
 from orchestrator.data.raw import Integers, RawData, RawImage, RawImages
+from orchestrator.data.remote import RemotePath, open_uri
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
+
+AnyFolder: TypeAlias = Path | RemotePath
 
 # Those of torchvision.datasets.ImageFolder, so that the same folder holds the same images.
 IMAGE_EXTENSIONS = (
@@ -37,13 +45,14 @@ def read_imagefolder(spec: DataSpec) -> RawData:
     """
     assert spec.path is not None
     root = _class_parent(spec.path, setting="data.path")
-    train_folder, test_folder = root, None
+    train_folder: AnyFolder = root
+    test_folder: AnyFolder | None = None
     if (root / "train").is_dir():
         train_folder = root / "train"
         test_folder = root / "test" if (root / "test").is_dir() else None
     if spec.test_path is not None:
         test_folder = _class_parent(spec.test_path, setting="data.test_path")
-        if test_folder.resolve().is_relative_to(train_folder.resolve()):
+        if _lies_in(test_folder, train_folder):
             raise UserError(
                 f"data.test_path: {test_folder} lies in the training folder {train_folder}: "
                 "keep test images elsewhere"
@@ -57,16 +66,17 @@ def read_imagenet(spec: DataSpec) -> RawData:
     The labels of its test images were never published: the images in `val` are the test split.
 
     Raises:
-        UserError: as `read_imagefolder`.
+        UserError: as `read_imagefolder`, or `val` is flat, as it is distributed.
     """
     assert spec.path is not None
-    root = local_folder(spec.path, setting="data.path", source="imagenet")
+    root = _find_folder(spec.path, setting="data.path", source="imagenet")
     for name in ("train", "val"):
         if not (root / name).is_dir():
             raise UserError(
                 f"data.path: {root / name} does not exist: imagenet is a folder with train and val "
                 "inside, and in either one folder per class"
             )
+    _check_not_flat(root / "val")
     return _read(root / "train", root / "val")
 
 
@@ -74,22 +84,20 @@ def local_folder(location: str, *, setting: str, source: str) -> Path:
     """The folder at a path, which must exist.
 
     Args:
-        location: path or URI.
+        location: path or ``file://`` URI.
         setting: that gave it, for messages.
         source: what is read from it, for messages.
 
     Raises:
-        UserError: it is a URI, a file, or not there.
+        UserError: it is another URI, a file, or not there.
     """
-    if "://" in location:
+    folder = _local_path(location)
+    if folder is None:
         raise UserError(
             f"{setting}: {source} reads local folders, not {location}: mount it, or use "
-            "data.source 'parquet'"
+            "data.source 'imagefolder' or 'parquet'"
         )
-    folder = Path(location)
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{setting}: {folder} {problem}: name the folder that {source} is in")
+    _check_folder(folder, setting=setting, source=source)
     return folder
 
 
@@ -112,15 +120,54 @@ def image_files(folder: Path) -> list[Path]:
         Path(parent, name)
         for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != "."
+        if _is_image(name)
     )
 
 
-def _class_parent(location: str, *, setting: str) -> Path:
-    return local_folder(location, setting=setting, source="imagefolder")
+def _local_path(location: str) -> Path | None:
+    if location.startswith("file://"):
+        return Path(unquote(urlsplit(location).path))
+    return None if "://" in location else Path(location)
 
 
-def _read(train_folder: Path, test_folder: Path | None) -> RawData:
+def _find_folder(location: str, *, setting: str, source: str) -> AnyFolder:
+    """As `local_folder`, but behind any URI."""
+    folder = _local_path(location) or open_uri(location, setting=setting)
+    _check_folder(folder, setting=setting, source=source)
+    return folder
+
+
+def _check_folder(folder: AnyFolder, *, setting: str, source: str) -> None:
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{setting}: {folder} {problem}: name the folder that {source} is in")
+
+
+def _lies_in(inner: AnyFolder, outer: AnyFolder) -> bool:
+    if isinstance(inner, Path) and isinstance(outer, Path):
+        return inner.resolve().is_relative_to(outer.resolve())
+    if isinstance(inner, RemotePath) and isinstance(outer, RemotePath):
+        return inner.lies_in(outer)
+    return False
+
+
+def _check_not_flat(val: AnyFolder) -> None:
+    if not _subfolders(val) and any(_is_image(name) for name, _ in _entries(val)):
+        raise UserError(
+            f"data.path: {val} holds images and no class folders, as ImageNet is distributed: move "
+            "each into the folder of its class, val/WNID/, as the usual script (valprep.sh) does"
+        )
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != "."
+
+
+def _class_parent(location: str, *, setting: str) -> AnyFolder:
+    return _find_folder(location, setting=setting, source="imagefolder")
+
+
+def _read(train_folder: AnyFolder, test_folder: AnyFolder | None) -> RawData:
     class_names = _subfolders(train_folder)
     if not class_names:
         raise UserError(f"data.path: {train_folder} holds no class folders")
@@ -145,29 +192,55 @@ def _read(train_folder: Path, test_folder: Path | None) -> RawData:
     )
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-    )
+def _subfolders(folder: AnyFolder) -> list[str]:
+    return sorted(name for name, is_folder in _entries(folder) if is_folder and name[0] != ".")
 
 
-def _folder_images(folder: Path, class_names: list[str]) -> RawImages:
+def _entries(folder: AnyFolder) -> list[tuple[str, bool]]:
+    """The name of each entry, and whether it is a folder."""
+    if isinstance(folder, Path):
+        return [(entry.name, entry.is_dir()) for entry in folder.iterdir()]
+    found = folder.entries(recursive=False)
+    return [(entry.base_name, entry.type == FileType.Directory) for entry in found]
+
+
+def _folder_images(folder: AnyFolder, class_names: list[str]) -> RawImages:
     """The images of all classes, numbered in the order of class, then path."""
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, class_name in enumerate(class_names):
-        of_class = image_files(folder / class_name)
-        files += of_class
-        labels += [label] * len(of_class)
-    stored = FolderFiles(
-        folder.absolute(), pa.array([str(path.relative_to(folder)) for path in files])
-    )
+    if isinstance(folder, Path):
+        names = [
+            str(path.relative_to(folder))
+            for class_name in class_names
+            for path in image_files(folder / class_name)
+        ]
+        stored = FolderFiles(folder.absolute(), pa.array(names, pa.string()))
+    else:
+        size_of = _remote_images(folder, class_names)
+        names = list(size_of)
+        sizes = np.array(list(size_of.values()), dtype=np.int64)
+        stored = FolderFiles(folder, pa.array(names, pa.string()), sizes)
+    label_of = {class_name: label for label, class_name in enumerate(class_names)}
     return RawImages(
-        labels=np.asarray(labels, dtype=np.int64),
+        labels=np.array([label_of[name.partition("/")[0]] for name in names], dtype=np.int64),
         name=stored.name,
         read=lambda positions: stored.reader(positions).read(),
         stored=stored,
     )
+
+
+def _remote_images(folder: RemotePath, class_names: list[str]) -> dict[str, int]:
+    """Bytes of each image by its path below the folder, in the order of class, then path.
+
+    All are listed at once: an object store lists a thousand files in the time of a small class.
+    """
+    size_of = {
+        folder.name_below(entry): entry.size
+        for entry in folder.entries(recursive=True)
+        if entry.is_file and _is_image(entry.base_name)
+    }
+    classes = frozenset(class_names)
+    in_classes = [name for name in size_of if "/" in name and name.partition("/")[0] in classes]
+    # By parts, as paths are: "a/b" comes before "a-b".
+    return {name: size_of[name] for name in sorted(in_classes, key=lambda name: name.split("/"))}
 
 
 def _listed(names: list[str]) -> str:

@@ -5,7 +5,7 @@ M: images, H, W, C: height, width, channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,15 +48,30 @@ def read_function(spec: DataSpec) -> RawData:
     if unknown or "train" not in parts:
         found = ", ".join(map(repr, parts)) or "nothing"
         raise UserError(f"{source}: returned a mapping with {found}, where {_WANTED} is needed")
-    names = parts.get("class_names")
-    if names is None:
-        names = getattr(parts["train"], "classes", None)
     test = parts.get("test")
     return RawData(
         train=_read_set(parts["train"], where=f"{source} train"),
         test=None if test is None else _read_set(test, where=f"{source} test"),
-        class_names=None if names is None else tuple(str(name) for name in names),
+        class_names=_class_names(parts, source=source),
     )
+
+
+def _class_names(parts: Mapping[str, Any], *, source: str) -> tuple[str, ...] | None:
+    """Those returned, else those that the data set has itself."""
+    names = parts.get("class_names")
+    if names is None:
+        own = getattr(parts["train"], "classes", None)
+        return None if own is None else tuple(str(name) for name in own)
+    if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
+        raise UserError(
+            f"{source} class_names: is a {type(names).__name__}: return a list of names, such as "
+            "['cat', 'dog']"
+        )
+    texts = tuple(str(name) for name in names)
+    twice = [name for place, name in enumerate(texts) if name in texts[:place]]
+    if twice:
+        raise UserError(f"{source} class_names: {twice[0]!r} is there twice: return unique names")
+    return texts
 
 
 def _read_set(values: Any, *, where: str) -> RawImages:
@@ -90,7 +105,8 @@ def _from_samples(samples: Sequence[Any], *, where: str) -> RawImages:
             image, label = samples[position]
         except Exception as error:  # the user's own code
             raise UserError(
-                f"{where} item {position}: is no pair of an image and a label ({cause(error)})"
+                f"{where} item {position}: is no pair of an image and a label ({cause(error)}): "
+                "return pairs (image, label), or arrays of images and labels"
             ) from error
         return image, label
 

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from orchestrator.data.remote import RemotePath
+
 Pixels: TypeAlias = NDArray[np.uint8]
 Integers: TypeAlias = NDArray[np.int64]
 
-RawImage: TypeAlias = bytes | Path | Image.Image | Pixels | None
-"""Encoded bytes, an encoded file, a picture, pixels (H, W, C), or None where the source has a
-hole."""
+RawImage: TypeAlias = bytes | Path | RemotePath | Image.Image | Pixels | None
+"""Encoded bytes, an encoded file here or elsewhere, a picture, pixels (H, W, C), or None where the
+source has a hole."""
 
 
 class Reader(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from orchestrator.spec.base import Count, Fraction, Positive, Section, Seed
 
@@ -31,7 +31,21 @@ def _module_function(source: str) -> str:
     return source
 
 
+def _names_or_numbers(classes: Any) -> Any:
+    """Said at once: YAML reads yes and no as booleans, and each of them would be two errors."""
+    is_list = isinstance(classes, list | tuple) and len(classes) >= 2
+    if not is_list or not all(type(each) in (str, int) for each in classes):
+        raise ValueError(
+            "should be a list of at least two names or numbers, such as [cat, dog]; quote names "
+            "such as 'yes' and 'no'"
+        )
+    return classes
+
+
 FunctionSource = Annotated[str, AfterValidator(_module_function)]
+Classes = Annotated[
+    tuple[str | int, ...], Field(strict=False, min_length=2), BeforeValidator(_names_or_numbers)
+]
 STREAMABLE = ("imagefolder", "imagenet", "parquet")
 """Sources whose images any process can read a part of."""
 
@@ -73,7 +87,7 @@ class DataSpec(Section):
     """Parquet column with the integer class."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Number of classes; found in the data when not given."""
-    classes: Annotated[tuple[str | int, ...], Field(strict=False, min_length=2)] | None = None
+    classes: Classes | None = None
     """Keep the images of these classes only, by name or by number; they are numbered anew, in the
     order given here."""
     resize: Count | Annotated[tuple[Count, Count], Field(strict=False)] | None = None

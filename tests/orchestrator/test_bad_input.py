@@ -373,6 +373,17 @@ def test_no_images_are_told(dcd: Any, experiment: Any, tmp_path: Path) -> None:
     assert f"class folder {tmp_path}/folder/cats holds no images" in message
 
 
+@pytest.mark.parametrize("classes", ["[yes, no]", "cat,dog", "[cat]"])
+def test_what_is_no_list_of_classes_is_told_in_one_sentence(
+    dcd: Any, experiment: Any, classes: str
+) -> None:
+    message = refuse(dcd, experiment(), f"data.classes={classes}")
+    assert message.endswith(
+        "data.classes: should be a list of at least two names or numbers, such as [cat, dog]; "
+        "quote names such as 'yes' and 'no'"
+    )
+
+
 def test_one_class_is_told(dcd: Any, experiment: Any, tmp_path: Path) -> None:
     data = write_parquet(tmp_path / "d.parquet", [0] * 20)
     message = refuse(dcd, experiment({**PARQUET, "data.path": str(data)}))

@@ -91,6 +91,24 @@ def test_classes_that_cannot_be_kept_are_named(tmp_path: Path, write_folder: Wri
     assert message == f"test split of {tmp_path}: no image is of the classes in data.classes"
 
 
+def test_a_number_that_is_the_name_of_another_class_is_refused(
+    tmp_path: Path, write_folder: Write
+) -> None:
+    write_folder(tmp_path, {"1": 10, "10": 10, "2": 10})
+    folder = {"source": "imagefolder", "path": str(tmp_path)}
+
+    assert refusal(**folder, classes=[1, 2]) == (
+        "data.classes: 1 is the number of class '10' and the name of another: write '1', in "
+        "quotes, for the class of this name (number 0), or '10'"
+    )
+    assert refusal(**folder, classes=[0, 10]) == (
+        "data.classes: 10: there is no class of this number; write '10', in quotes, for the class "
+        "of this name (number 1)"
+    )
+    assert load(**folder, classes=["2", "10"]).class_names == ("2", "10")
+    assert load(**folder, classes=[0, "2"]).class_names == ("1", "2")
+
+
 # data.imbalance
 
 

@@ -280,7 +280,12 @@ def test_bad_image_folders_are_refused(tmp_path: Path, write_folder: Write) -> N
     assert "data.test_path: " in message(good, test_path=str(tmp_path / "gone"))
     assert "lies in the training folder" in message(good, test_path=str(tmp_path / "good" / "ant"))
     assert "lies in the training folder" in message(good, test_path=good)
-    assert "reads local folders" in message("s3://bucket/images")
+    assert "lies in the training folder" in message(
+        (tmp_path / "good").as_uri(), test_path=str(tmp_path / "good" / "ant")
+    )
+    assert message("nowhere://bucket/images").startswith(
+        "data.path: nowhere://bucket/images cannot be opened (ArrowInvalid: Unrecognized filesystem"
+    )
 
 
 # Parquet

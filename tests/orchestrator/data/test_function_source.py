@@ -78,12 +78,20 @@ def wrong(kind):
         "floats": (pixels(4) / 255.0, labels(4)), "fewer labels": (pixels(4), labels(3)),
         "float labels": (pixels(4), labels(4) * 1.0), "flat": (pixels(4).reshape(4, -1), labels(4)),
         "no train": {"test": arrays()}, "typo": {"train": arrays(), "tset": arrays()},
-        "no pairs": [1, 2, 3], "named pairs": [{"image": 1, "label": 2}] * 3,
+        "no pairs": [1, 2, 3], "two lists": (list(pixels(4)), labels(4).tolist()),
+        "one name": {"train": arrays(), "class_names": "ab"},
+        "names by number": {"train": arrays(), "class_names": {0: "a", 1: "b"}},
+        "one number": {"train": arrays(), "class_names": 2},
+        "same names": {"train": arrays(), "class_names": ["a", "a"]},
+        "named pairs": [{"image": 1, "label": 2}] * 3,
         "normalised": [(torch.zeros(3, 4, 4), n % 2) for n in range(8)],
     }[kind]
 
 def fails():
     raise FileNotFoundError("no /data here")
+
+def ends():
+    raise SystemExit("usage: my_images.py FOLDER")
 """
 
 
@@ -179,6 +187,11 @@ def test_images_of_a_data_set_with_targets_are_only_read_when_they_are_needed() 
         ("no train", "returned a mapping with 'test', where"),
         ("typo", "returned a mapping with 'train', 'tset', where"),
         ("no pairs", "item 0: is no pair of an image and a label"),
+        ("two lists", "): return pairs (image, label), or arrays of images and labels"),
+        ("one name", "class_names: is a str: return a list of names, such as ['cat', 'dog']"),
+        ("names by number", "class_names: is a dict: return a list of names"),
+        ("one number", "class_names: is a int: return a list of names"),
+        ("same names", "class_names: 'a' is there twice: return unique names"),
         ("named pairs", "the second of each pair must be an integer"),
         ("normalised", "is an array of float32: return uint8 from 0 to 255"),
     ],
@@ -197,6 +210,7 @@ def test_a_wrong_return_is_one_sentence(kind: str, text: str) -> None:
     ("source", "options", "text"),
     [
         ("my_images:fails", {}, "reading images fails: FileNotFoundError: no /data here"),
+        ("my_images:ends", {}, "reading images fails: SystemExit: usage: my_images.py FOLDER"),
         ("my_images:array", {}, "did you mean 'arrays'?"),
         ("my_pictures:arrays", {}, "no module 'my_pictures'"),
         ("my_images:arrays", {"args": {"size": 3}}, "it takes (count) and was given (size)"),
@@ -210,6 +224,13 @@ def test_a_function_that_cannot_be_called_is_named(
 
     assert str(caught.value).startswith(f"{source}: ")
     assert text in str(caught.value)
+
+
+def test_a_module_that_ends_the_program_is_named(tmp_path: Path) -> None:
+    (tmp_path / "my_script.py").write_text("import sys\nsys.exit(3)\n")
+
+    with pytest.raises(UserError, match="importing my_script fails: SystemExit: 3"):
+        load("my_script:load")
 
 
 def test_a_class_of_torchvision_is_a_function_too() -> None:

@@ -108,6 +108,21 @@ def test_imagenet_without_its_val_folder_is_refused(tmp_path: Path, write_imagen
     assert message.startswith(f"data.path: {tmp_path}/val does not exist: imagenet is a folder")
 
 
+def test_the_flat_val_folder_of_the_archive_is_refused(
+    tmp_path: Path, write_imagenet: Write
+) -> None:
+    write_imagenet(tmp_path)
+    for image in sorted((tmp_path / "val").glob("*/*")):
+        image.rename(tmp_path / "val" / image.name)
+    for folder in (tmp_path / "val").glob("*/"):
+        folder.rmdir()
+
+    message = refusal(source="imagenet", path=str(tmp_path))
+
+    assert message.startswith(f"data.path: {tmp_path}/val holds images and no class folders")
+    assert "move each into the folder of its class, val/WNID/" in message
+
+
 def test_images_of_all_sizes_are_stored_as_their_centre(
     tmp_path: Path, write_imagenet: Write
 ) -> None:
