@@ -199,6 +199,16 @@ def match_classes(
     return order, f"{name}: {differs}: classes are matched by their name"
 
 
+def unknown_pixels(given: Given, images: Experiment) -> list[str]:
+    """A note where nothing tells what pixels a model was trained on."""
+    if given.source is None or images.data.normalize is not None:
+        return []
+    return [
+        "normalisation measured on these images: set data.normalize to what "
+        f"{given.name} was trained with"
+    ]
+
+
 def _check_sections(overrides: Sequence[str]) -> None:
     for override in overrides:
         path, _ = parse_override(override)

@@ -23,6 +23,7 @@ from orchestrator.given_images import (
     choose_split,
     images_for,
     match_classes,
+    unknown_pixels,
 )
 from orchestrator.given_model import Given, find_model, teacher_of
 from orchestrator.places import Places
@@ -93,7 +94,7 @@ def evaluate_model(request: Request, *, display: Display | None = None) -> Outco
     classifier = build_classifier(given, images, dataset, tracking_uri=places.tracking_uri or uri)
     check_classes(given.name, check_images(given, classifier, dataset), dataset)
     tags = model_tags(given, classifier, places=places)
-    notes: list[str] = []
+    notes = unknown_pixels(given, images)
     classifier = _matched(classifier, _class_names(given), dataset, notes)
     teacher = _teacher(request, given, classifier, images, dataset, places, notes=notes)
     with display.step(f"{given.name}: {len(split):,} images of the {request.split} split"):

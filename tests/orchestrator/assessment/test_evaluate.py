@@ -154,6 +154,20 @@ def test_a_model_is_a_run_a_folder_a_package_a_checkpoint_or_an_experiments_teac
     assert torch.equal(checkpoint.model.quality.confusion, by_name.confusion)
 
 
+def test_a_checkpoint_without_a_normalisation_gets_that_of_the_images_and_a_note(
+    teacher_file: Path, tmp_path: Path
+) -> None:
+    spec = write_experiment(tmp_path / "e.yaml", tiny_values(teacher_file))
+    network = {"source": "tiny_networks:relu_network", "data": str(spec)}
+    (note,) = evaluate(str(teacher_file), **network).evaluation.notes
+    assert note == (
+        "normalisation measured on these images: set data.normalize to what teacher-10-0.pt was "
+        "trained with"
+    )
+    known = ("data.normalize={mean: [0.5], std: [0.5]}",)
+    assert evaluate(str(teacher_file), overrides=known, **network).evaluation.notes == ()
+
+
 def test_a_fitted_teacher_is_found_by_the_student_and_by_its_experiment(
     teacher_file: Path, tmp_path: Path
 ) -> None:
