@@ -27,6 +27,15 @@ class Split(StrEnum):
     TEST = "test"
 
 
+def _split(name: str) -> Split:
+    """Typer's own reading of an enum puts pydantic's "Value error" into the message."""
+    try:
+        return Split(name)
+    except ValueError as error:
+        names = ", ".join(repr(split.value) for split in Split)
+        raise typer.BadParameter(f"{name!r} is not one of {names}") from error
+
+
 Source = Annotated[
     str | None,
     typer.Option("--source", metavar="NAME", help="Network of a checkpoint: a student's source."),
@@ -47,7 +56,10 @@ def evaluate(
         ),
     ] = None,
     overrides: Overrides = None,
-    split: Annotated[Split, typer.Option(help="Which of its splits.")] = Split.TEST,
+    split: Annotated[
+        Split,
+        typer.Option(parser=_split, metavar="train|val|test", help="Which of its splits."),
+    ] = Split.TEST,
     teacher: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Compare with this one [the student's teacher]."),

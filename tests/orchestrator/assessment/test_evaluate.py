@@ -333,3 +333,14 @@ def test_the_command_prints_the_numbers_and_says_where_they_are(teacher_file: Pa
     wrong = subprocess.run([*command, "tyny"], env=environment, capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: no model 'tyny'")
+
+
+def test_a_split_that_is_none_is_refused_with_those_that_are() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "evaluate", "tiny", "--split", "vall"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(
+        "Invalid value for '--split': 'vall' is not one of 'train', 'val', 'test'\n"
+    )
