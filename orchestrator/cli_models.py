@@ -97,7 +97,7 @@ def transfer(
     ],
     overrides: Overrides = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each probe.")] = 120,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate at the start.")] = 0.05,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start, above 0.")] = 0.05,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="Probes of each model.")] = 1,
     feature_layer: Annotated[
