@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
-from orchestrator.experiment_file import build_experiment, load_experiment
+from orchestrator.experiment_file import build_experiment, is_uri, load_experiment
 from orchestrator.inputs import read_fit
 from orchestrator.places import storage_folder
 from orchestrator.spec import Experiment
@@ -84,6 +84,8 @@ def find_model(
     if source is not None:
         if source.startswith("mlflow:"):
             raise UserError(f"--source {source}: it brings its weights: give it as the model")
+        if not is_uri(given) and not Path(given).expanduser().exists():
+            raise UserError(f"{given}: there is no such checkpoint file")  # before images are read
         return Given(_base_name(given), source=Source(source, given, num_classes))
     if num_classes is not None:
         raise UserError("--num-classes is of a checkpoint's network: give --source too")
