@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from dcd_core.models import MODELS
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
 from orchestrator.experiment_file import build_experiment, is_uri, load_experiment
@@ -18,6 +19,8 @@ from orchestrator.places import storage_folder
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 from orchestrator.student_model import SOURCE_FILE, Package, read_package
+from orchestrator.timm_source import TIMM
+from orchestrator.torchvision_weights import TORCHVISION
 from orchestrator.tracking import is_group
 
 YAML = (".yaml", ".yml")
@@ -154,6 +157,11 @@ def _find_student(given: str, runs: Folder) -> Given:
             raise UserError(f"{given} is many runs: name one of them{_student_in(place, given)}")
         if place.read("spec.json") is not None:
             raise UserError(f"{given} has no student yet: `dcd distill --resume` finishes the run")
+    if given in MODELS or given.startswith((TIMM, TORCHVISION)):
+        raise UserError(
+            f"{given} is a network and no trained model: give a checkpoint of it and --source "
+            f"{given}, or an experiment file whose teacher it is"
+        )
     known = [name for name in runs.names() if (runs / name / "student").read(SOURCE_FILE)]
     listing = ", ".join(known[:_MAX_NAMES]) or "none"
     raise UserError(

@@ -285,6 +285,19 @@ def test_what_does_not_fit_is_refused_in_a_sentence(teacher_file: Path, tmp_path
     assert gone == "gone.pt: there is no such checkpoint file"
 
 
+@pytest.mark.parametrize("network", ["resnet8", "timm:resnet18", "torchvision:resnet18"])
+def test_a_networks_name_alone_is_answered_with_how_it_can_be_evaluated(network: str) -> None:
+    assert refusal(network) == (
+        f"{network} is a network and no trained model: give a checkpoint of it and --source "
+        f"{network}, or an experiment file whose teacher it is"
+    )
+
+
+def test_a_run_may_be_called_like_a_network(teacher_file: Path) -> None:
+    train(teacher_file, {"name": "resnet8"})
+    assert find_model("resnet8").package is not None
+
+
 def test_an_unfinished_run_has_no_student_yet(teacher_file: Path) -> None:
     train(teacher_file)
     shutil.rmtree("dcd_runs/tiny/student")
