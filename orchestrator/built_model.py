@@ -30,6 +30,8 @@ class Classifier(NamedTuple):
     """What it sees."""
     origin: dict[str, str]
     """Where its weights come from, as tags."""
+    class_order: tuple[int, ...] | None = None
+    """(K,) its class for each of the data's; None for the same order."""
 
 
 def build_classifier(

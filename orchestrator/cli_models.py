@@ -27,6 +27,15 @@ class Split(StrEnum):
     TEST = "test"
 
 
+def _split(name: str) -> Split:
+    """Typer's own reading of an enum puts pydantic's "Value error" into the message."""
+    try:
+        return Split(name)
+    except ValueError as error:
+        names = ", ".join(repr(split.value) for split in Split)
+        raise typer.BadParameter(f"{name!r} is not one of {names}") from error
+
+
 Source = Annotated[
     str | None,
     typer.Option("--source", metavar="NAME", help="Network of a checkpoint: a student's source."),
@@ -47,7 +56,10 @@ def evaluate(
         ),
     ] = None,
     overrides: Overrides = None,
-    split: Annotated[Split, typer.Option(help="Which of its splits.")] = Split.TEST,
+    split: Annotated[
+        Split,
+        typer.Option(parser=_split, metavar="train|val|test", help="Which of its splits."),
+    ] = Split.TEST,
     teacher: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Compare with this one [the student's teacher]."),
@@ -85,7 +97,7 @@ def transfer(
     ],
     overrides: Overrides = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each probe.")] = 120,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate at the start.")] = 0.05,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start, above 0.")] = 0.05,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="Probes of each model.")] = 1,
     feature_layer: Annotated[

@@ -33,6 +33,7 @@ SplitName = Literal["train", "val", "test"]
 _SECTIONS = ("data", "tracking")
 # That of the scores in training, because kernels of another batch size may round otherwise.
 _BATCH = 256
+_MAX_NAMES = 5
 
 
 def images_for(
@@ -152,16 +153,59 @@ def check_classes(name: str, num_classes: int, dataset: Dataset) -> None:
         )
 
 
-def differing_names(given: Given, dataset: Dataset) -> list[str]:
-    """A note where the classes have other names in the data than in training."""
-    own = given.package.class_names if given.package else None
-    if own is None or own == dataset.class_names:
+def match_classes(
+    name: str, trained: Sequence[str] | None, found: Sequence[str]
+) -> tuple[tuple[int, ...] | None, str | None]:
+    """Which of a classifier's classes are the data's.
+
+    Classes of the same names are matched by them. Names that have nothing in common, such as
+    numbers and words, say nothing: there classes are matched by their number.
+
+    Args:
+        name: of the classifier.
+        trained: names of its K classes; None where they are not known.
+        found: names of the data's K classes.
+
+    Returns:
+        (K,) the classifier's class for each of the data's, None for the same order; and a note on
+        what was done, where the names or their order differ.
+
+    Raises:
+        UserError: some names are the same and others not, or classes share a name.
+    """
+    if trained is None or tuple(trained) == tuple(found):
+        return None, None
+    number, (was, now) = next(
+        (n, pair) for n, pair in enumerate(zip(trained, found, strict=True)) if pair[0] != pair[1]
+    )
+    differs = f"class {number} is {now!r} in the data and was {was!r} in training"
+    if not set(trained) & set(found):
+        return None, f"{name}: {differs}: classes are matched by their number"
+    for names, where in ((trained, "in training"), (found, "in the data")):
+        if len(set(names)) < len(names):
+            twice = next(each for each in names if list(names).count(each) > 1)
+            raise UserError(
+                f"{name}: {differs}, and several classes {where} are called {twice!r}, so they "
+                "cannot be matched by name: give images with the classes in the order of training"
+            )
+    if set(trained) != set(found):
+        raise UserError(
+            f"{name} was trained on other classes than the data's: "
+            f"{_some(set(trained) - set(found))} only in training, "
+            f"{_some(set(found) - set(trained))} only in the data: give images of the same "
+            "classes, under the same names"
+        )
+    order = tuple(list(trained).index(each) for each in found)
+    return order, f"{name}: {differs}: classes are matched by their name"
+
+
+def unknown_pixels(given: Given, images: Experiment) -> list[str]:
+    """A note where nothing tells what pixels a model was trained on."""
+    if given.source is None or images.data.normalize is not None:
         return []
-    pairs = zip(own, dataset.class_names, strict=True)
-    number, (trained, found) = next((n, p) for n, p in enumerate(pairs) if p[0] != p[1])
     return [
-        f"class {number} is {found!r} in the data and was {trained!r} in training: classes are "
-        "matched by their number"
+        "normalisation measured on these images: set data.normalize to what "
+        f"{given.name} was trained with"
     ]
 
 
@@ -191,6 +235,11 @@ def _fit_to(given: Given, data: dict[str, Any]) -> None:
         data["resize"] = list(given.image_size)
     if given.in_channels == 3 and "grey_to_rgb" not in data:
         data["grey_to_rgb"] = True
+
+
+def _some(names: set[str]) -> str:
+    listed = ", ".join(map(repr, sorted(names)[:_MAX_NAMES]))
+    return listed + (", …" if len(names) > _MAX_NAMES else "")
 
 
 def _plural(count: int, word: str) -> str:

@@ -10,14 +10,17 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from dcd_core.models import MODELS
 from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
-from orchestrator.experiment_file import build_experiment, load_experiment
+from orchestrator.experiment_file import build_experiment, is_uri, load_experiment
 from orchestrator.inputs import read_fit
 from orchestrator.places import storage_folder
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
 from orchestrator.student_model import SOURCE_FILE, Package, read_package
+from orchestrator.timm_source import TIMM
+from orchestrator.torchvision_weights import TORCHVISION
 from orchestrator.tracking import is_group
 
 YAML = (".yaml", ".yml")
@@ -84,6 +87,8 @@ def find_model(
     if source is not None:
         if source.startswith("mlflow:"):
             raise UserError(f"--source {source}: it brings its weights: give it as the model")
+        if not is_uri(given) and not Path(given).expanduser().exists():
+            raise UserError(f"{given}: there is no such checkpoint file")  # before images are read
         return Given(_base_name(given), source=Source(source, given, num_classes))
     if num_classes is not None:
         raise UserError("--num-classes is of a checkpoint's network: give --source too")
@@ -152,6 +157,11 @@ def _find_student(given: str, runs: Folder) -> Given:
             raise UserError(f"{given} is many runs: name one of them{_student_in(place, given)}")
         if place.read("spec.json") is not None:
             raise UserError(f"{given} has no student yet: `dcd distill --resume` finishes the run")
+    if given in MODELS or given.startswith((TIMM, TORCHVISION)):
+        raise UserError(
+            f"{given} is a network and no trained model: give a checkpoint of it and --source "
+            f"{given}, or an experiment file whose teacher it is"
+        )
     known = [name for name in runs.names() if (runs / name / "student").read(SOURCE_FILE)]
     listing = ", ".join(known[:_MAX_NAMES]) or "none"
     raise UserError(

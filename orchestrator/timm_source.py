@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,12 @@ from orchestrator.weights_facts import WeightsFacts
 
 TIMM = "timm:"
 """What a source of this module begins with."""
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What timm looks for on the hub, in its order, where its record of the weights names no file."""
+
+_HUB_SECONDS = 5.0
+"""How long the hub may take to answer the first request."""
 
 
 def build_timm(
@@ -49,7 +56,8 @@ def build_timm(
         return network
     entry = _weights_entry(timm, source, weights)
     try:
-        network = build(**arguments, pretrained=True, pretrained_cfg=entry.tag)
+        with _hub_asked_once(entry, arguments):
+            network = build(**arguments, pretrained=True, pretrained_cfg=entry.tag)
     except Exception as error:  # of the hub, of the network, of whatever is in the file
         call_builder(source, build, arguments)  # if it is the arguments, this says so
         raise UserError(
@@ -77,6 +85,43 @@ def weights_facts(source: str, weights: str) -> WeightsFacts:
         # timm builds some networks for the size of their weights' images.
         {"img_size": list(entry.input_size[-2:])} if entry.fixed_input_size else {},
     )
+
+
+@contextlib.contextmanager
+def _hub_asked_once(entry: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Spare timm's download the hub's retries, which take a minute where there is no network.
+
+    Weights that are kept here are read without asking. For others the hub must answer one request
+    before timm downloads them.
+
+    Args:
+        entry: timm's record of the weights.
+        arguments: of ``create_model``; weights that they place elsewhere are left to timm.
+
+    Raises:
+        Exception: the hub does not answer, or has an error.
+    """
+    if not entry.hf_hub_id or "pretrained_cfg_overlay" in arguments:
+        yield
+        return
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import EntryNotFoundError
+
+    files = [entry.hf_hub_filename] if entry.hf_hub_filename else _HUB_FILES
+    cache = arguments.get("cache_dir")
+    kept = [huggingface_hub.try_to_load_from_cache(entry.hf_hub_id, f, cache) for f in files]
+    before = constants.HF_HUB_OFFLINE
+    if any(isinstance(file, str) for file in kept):
+        constants.HF_HUB_OFFLINE = True
+    else:
+        url = huggingface_hub.hf_hub_url(entry.hf_hub_id, files[0])
+        with contextlib.suppress(EntryNotFoundError):  # timm tries another name
+            huggingface_hub.get_hf_file_metadata(url, timeout=_HUB_SECONDS)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _timm(source: str) -> ModuleType:

@@ -18,6 +18,7 @@ def answer(
     pixels: PixelStatistics,
     crop_size: int | None,
     device: torch.device,
+    class_order: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Logits of a network for a split's images, in fp32.
 
@@ -27,9 +28,11 @@ def answer(
         pixels: what the network sees.
         crop_size: side of the square from the centre that it sees; None for whole images.
         device: where it runs.
+        class_order: (K,) the network's class for each of the data's; None for the same order.
 
     Returns:
-        (M, K) on the CPU.
+        (M, K) on the CPU, in the order of the data's classes.
     """
     batches = network_inputs(split, pixels=pixels, crop_size=crop_size, device=device)
-    return torch.cat([network(inputs).float().cpu() for inputs in batches])
+    logits = torch.cat([network(inputs).float().cpu() for inputs in batches])  # (M, K)
+    return logits if class_order is None else logits[:, class_order]

@@ -21,8 +21,9 @@ from orchestrator.given_images import (
     check_classes,
     check_images,
     choose_split,
-    differing_names,
     images_for,
+    match_classes,
+    unknown_pixels,
 )
 from orchestrator.given_model import Given, find_model, teacher_of
 from orchestrator.places import Places
@@ -93,8 +94,9 @@ def evaluate_model(request: Request, *, display: Display | None = None) -> Outco
     classifier = build_classifier(given, images, dataset, tracking_uri=places.tracking_uri or uri)
     check_classes(given.name, check_images(given, classifier, dataset), dataset)
     tags = model_tags(given, classifier, places=places)
-    notes = differing_names(given, dataset)
-    teacher = _teacher(request, given, images, dataset, places, notes=notes)
+    notes = unknown_pixels(given, images)
+    classifier = _matched(classifier, _class_names(given), dataset, notes)
+    teacher = _teacher(request, given, classifier, images, dataset, places, notes=notes)
     with display.step(f"{given.name}: {len(split):,} images of the {request.split} split"):
         evaluation = _evaluate(request, classifier, teacher, images, dataset, split, notes=notes)
     folder = leave_results(
@@ -115,6 +117,7 @@ def describe_outcome(outcome: Outcome) -> str:
 def _teacher(
     request: Request,
     given: Given,
+    student: Classifier,
     images: Experiment,
     dataset: Dataset,
     places: Places,
@@ -136,12 +139,31 @@ def _teacher(
         check_classes(f"its teacher {found.name}", check_images(found, teacher, dataset), dataset)
         if request.teacher is None:
             _check_same_weights(given, teacher)
-        return teacher
+        names = _class_names(found)
+        if names is None and request.teacher is None:  # its student learned from it class by class
+            return teacher._replace(class_order=student.class_order)
+        if names is None and student.class_order is not None:
+            notes.append(f"{found.name}: has no names of its classes: matched by their number")
+        return _matched(teacher, names, dataset, notes)
     except UserError as error:
         if request.teacher is not None:
             raise UserError(f"--teacher: {error}") from error
         notes.append(f"not compared with its teacher: {error}")
         return None
+
+
+def _class_names(given: Given) -> tuple[str, ...] | None:
+    return given.package.class_names if given.package else None
+
+
+def _matched(
+    classifier: Classifier, names: tuple[str, ...] | None, dataset: Dataset, notes: list[str]
+) -> Classifier:
+    """A classifier that knows which of its classes are the data's; the notes get what was done."""
+    order, note = match_classes(classifier.name, names, dataset.class_names)
+    if note is not None:
+        notes.append(note)
+    return classifier._replace(class_order=order)
 
 
 def _check_same_weights(given: Given, teacher: Classifier) -> None:
@@ -175,6 +197,7 @@ def _evaluate(
             pixels=model.pixels,
             crop_size=dataset.crop_size,
             device=device,
+            class_order=model.class_order,
         )
         for model in networks
     ]

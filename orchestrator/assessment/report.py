@@ -11,8 +11,9 @@ _WEAKEST = 10
 
 
 def describe_evaluation(e: Evaluation) -> str:
-    """The numbers in a table, the classes below."""
-    lines = ["", f"{e.split} split, {e.num_images:,} images of {e.data}", ""]
+    """What the reader should know, the numbers in a table, the classes below."""
+    lines = ["", f"{e.split} split, {e.num_images:,} images of {e.data}"]
+    lines += [*(f"note: {note}" for note in e.notes), ""]
     lines.append(text_table(_numbers(e)))
     costs = e.model.costs
     runs = ", ".join(
@@ -23,7 +24,6 @@ def describe_evaluation(e: Evaluation) -> str:
         f"{'thread' if costs.threads == 1 else 'threads'}, fp32; runs: {runs})"
     )
     lines += ["", *_classes(e)]
-    lines += [f"note: {note}" for note in e.notes]
     return "\n".join(lines)
 
 

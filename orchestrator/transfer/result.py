@@ -181,7 +181,8 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def _protocol(settings: ProbeSettings) -> str:
-    falls = ", ".join(str(math.ceil(share * settings.epochs)) for share in SCHEDULE.milestones)
+    ends = [math.ceil(share * settings.epochs) for share in SCHEDULE.milestones]
+    falls = ", ".join(map(str, dict.fromkeys(ends)))
     return (
         f"features computed once without augmentation; {settings.epochs} epochs of SGD (momentum "
         f"{MOMENTUM:g}, no weight decay), lr {settings.lr:g}, x{SCHEDULE.gamma:g} after epochs "

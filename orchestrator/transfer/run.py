@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +85,9 @@ def transfer_models(request: Request, *, display: Display | None = None) -> list
         Interrupted: a signal came; nothing is written of the model that it met.
     """
     display = display or Display()
+    lr = request.settings.lr
+    if not 0 < lr < math.inf:
+        raise UserError(f"--lr {lr:g}: the probes' learning rate must be finite and above 0")
     backbones = _read(request, display)
     return [_transfer(request, backbone, display) for backbone in backbones]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 import timm
 import torch
 from building import GREY, RGB, network, refused, student, teacher
+from safetensors.torch import save_file
 from tiny_experiment import run_quietly, tiny_experiment
 from torch import Tensor
 
@@ -132,6 +137,68 @@ def test_weights_that_cannot_be_had_are_told_with_where_they_come_from(
         "): fetch them where there is a network, and set HF_HOME and TORCH_HOME to the folders "
         "they were kept in"
     )
+
+
+@pytest.fixture
+def ill_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hub that is out of order, and an empty cache; the paths that it is asked for."""
+    from huggingface_hub import constants
+
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_hub_that_gives_no_weights_is_asked_once_and_without_a_line_of_its_own(
+    ill_hub: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    message = refused(lambda: teacher(source="timm:resnet18", weights="a1_in1k"))
+    assert "cannot be loaded from timm/resnet18.a1_in1k (" in message
+    assert ill_hub == ["/timm/resnet18.a1_in1k/resolve/main/model.safetensors"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_kept_are_read_without_asking_the_hub(
+    ill_hub: list[str], tmp_path: Path, name: str
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "a" * 40
+    folder = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    file = folder / "snapshots" / commit / name
+    file.parent.mkdir(parents=True)
+    state = timm.create_model("resnet18").state_dict()
+    if file.suffix == ".safetensors":
+        save_file(state, file)
+    else:
+        torch.save(state, file)
+    built = teacher(source="timm:resnet18", weights="a1_in1k").model.state_dict()
+    assert torch.equal(built["fc.weight"], state["fc.weight"])
+    assert ill_hub == []
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_wrong_args_are_told_as_such_with_weights_too(fetched: dict[str, Any]) -> None:

@@ -18,7 +18,13 @@ import tiny_networks
 import torch
 from digit_folder import save_digits
 from rich.console import Console
-from tiny_experiment import run_quietly, tiny_experiment, tiny_values, write_experiment
+from tiny_experiment import (
+    run_quietly,
+    save_teacher,
+    tiny_experiment,
+    tiny_values,
+    write_experiment,
+)
 from torch.utils.dlpack import from_dlpack
 
 from dcd_core import normalize
@@ -26,6 +32,7 @@ from orchestrator.assessment.evaluate import Outcome, Request, describe_outcome,
 from orchestrator.checkpoint_file import read_state_dict
 from orchestrator.data import load_dataset
 from orchestrator.errors import Interrupted, UserError
+from orchestrator.given_images import match_classes
 from orchestrator.given_model import find_model
 from orchestrator.progress import Display
 from orchestrator.spec import Experiment
@@ -147,6 +154,20 @@ def test_a_model_is_a_run_a_folder_a_package_a_checkpoint_or_an_experiments_teac
     assert torch.equal(checkpoint.model.quality.confusion, by_name.confusion)
 
 
+def test_a_checkpoint_without_a_normalisation_gets_that_of_the_images_and_a_note(
+    teacher_file: Path, tmp_path: Path
+) -> None:
+    spec = write_experiment(tmp_path / "e.yaml", tiny_values(teacher_file))
+    network = {"source": "tiny_networks:relu_network", "data": str(spec)}
+    (note,) = evaluate(str(teacher_file), **network).evaluation.notes
+    assert note == (
+        "normalisation measured on these images: set data.normalize to what teacher-10-0.pt was "
+        "trained with"
+    )
+    known = ("data.normalize={mean: [0.5], std: [0.5]}",)
+    assert evaluate(str(teacher_file), overrides=known, **network).evaluation.notes == ()
+
+
 def test_a_fitted_teacher_is_found_by_the_student_and_by_its_experiment(
     teacher_file: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +197,45 @@ def test_other_images_are_made_as_large_as_the_students_own(
     assert "class 0 is 'eight' in the data and was '0' in training" in own.notes[0]
     larger = evaluate("tiny", data="imagefolder", overrides=(*place, "data.resize=12")).evaluation
     assert "1x12x12" in larger.data
+
+
+def test_classes_in_another_order_are_matched_by_their_name(
+    teacher_file: Path, tmp_path: Path
+) -> None:
+    three = save_teacher(tmp_path, num_classes=3)
+    train(three, {"data.classes": [2, 0, 1]})
+    own = evaluate("tiny").evaluation
+    ordered = ("data.classes=[0, 1, 2]",)
+    found = evaluate("tiny", overrides=ordered).evaluation
+    assert own.class_names == ("2", "0", "1") and found.class_names == ("0", "1", "2")
+    place = [own.class_names.index(name) for name in found.class_names]
+    assert own.teacher is not None and found.teacher is not None
+    for before, after in ((own.model, found.model), (own.teacher, found.teacher)):
+        assert torch.equal(after.quality.confusion, before.quality.confusion[place][:, place])
+    assert own.agreement is not None and found.agreement is not None
+    assert found.agreement.kl == pytest.approx(own.agreement.kl, rel=1e-5)
+    assert found.notes == (
+        "tiny: class 0 is '0' in the data and was '2' in training: classes are matched by their "
+        "name",
+    )
+    same = evaluate("tiny", overrides=ordered, teacher="tiny").evaluation.agreement
+    assert same is not None and (same.same_top1, same.kl) == (100.0, pytest.approx(0.0))
+    spec = write_experiment(tmp_path / "e.yaml", tiny_values(three, {"data.classes": [2, 0, 1]}))
+    unnamed = evaluate("tiny", overrides=ordered, teacher=str(spec)).evaluation
+    assert unnamed.notes[1].endswith("has no names of its classes: matched by their number")
+
+
+def test_classes_of_which_only_some_have_the_same_name_are_refused(tmp_path: Path) -> None:
+    train(save_teacher(tmp_path, num_classes=3), {"data.classes": [2, 0, 1]})
+    assert refusal("tiny", overrides=("data.classes=[0, 1, 7]",)) == (
+        "tiny was trained on other classes than the data's: '2' only in training, '7' only in the "
+        "data: give images of the same classes, under the same names"
+    )
+
+
+def test_classes_that_share_a_name_cannot_be_matched_by_it() -> None:
+    with pytest.raises(UserError, match="several classes in training are called 'crane'"):
+        match_classes("bird", ["crane", "owl", "crane"], ["owl", "crane", "crane"])
 
 
 def test_a_teacher_can_be_named_and_one_that_is_gone_is_only_missed(
@@ -220,10 +280,22 @@ def test_what_does_not_fit_is_refused_in_a_sentence(teacher_file: Path, tmp_path
     assert refusal("tiny", data=str(tmp_path / "no.yaml")).endswith("no.yaml: has no data section")
     alone = shutil.copytree("dcd_runs/tiny/student", tmp_path / "package")
     assert refusal(str(alone)).endswith("give --data")
-    assert "there is no such checkpoint file" in refusal(
-        "gone.pt", source="tiny_networks:network", data="digits",
-        overrides=("data.test_fraction=0.5",),
-    )  # fmt: skip
+    # Images may take long to be read, and these cannot be: it is said before that.
+    gone = refusal("gone.pt", source="tiny_networks:network", data="imagefolder")
+    assert gone == "gone.pt: there is no such checkpoint file"
+
+
+@pytest.mark.parametrize("network", ["resnet8", "timm:resnet18", "torchvision:resnet18"])
+def test_a_networks_name_alone_is_answered_with_how_it_can_be_evaluated(network: str) -> None:
+    assert refusal(network) == (
+        f"{network} is a network and no trained model: give a checkpoint of it and --source "
+        f"{network}, or an experiment file whose teacher it is"
+    )
+
+
+def test_a_run_may_be_called_like_a_network(teacher_file: Path) -> None:
+    train(teacher_file, {"name": "resnet8"})
+    assert find_model("resnet8").package is not None
 
 
 def test_an_unfinished_run_has_no_student_yet(teacher_file: Path) -> None:
@@ -273,3 +345,14 @@ def test_the_command_prints_the_numbers_and_says_where_they_are(teacher_file: Pa
     wrong = subprocess.run([*command, "tyny"], env=environment, capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: no model 'tyny'")
+
+
+def test_a_split_that_is_none_is_refused_with_those_that_are() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "evaluate", "tiny", "--split", "vall"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(
+        "Invalid value for '--split': 'vall' is not one of 'train', 'val', 'test'\n"
+    )

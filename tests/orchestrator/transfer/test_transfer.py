@@ -185,7 +185,18 @@ def test_mistakes_are_refused_before_anything_is_written(
         transfer("tiny", "other", overrides=photos)
     with pytest.raises(UserError, match="1 channel and these have 3"):
         transfer("tiny", overrides=(*photos, "data.grey_to_rgb=true"))
+    for lr in (0.0, -0.1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"--lr {lr:g}: .* must be finite and above 0"):
+            transfer("tiny", overrides=photos, settings=ProbeSettings(lr=lr))
     assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_each_fall_of_a_short_probes_learning_rate_is_told_once(
+    teacher_file: Path, photos: tuple[str, ...]
+) -> None:
+    train(teacher_file)
+    text = describe_left(transfer("tiny", overrides=photos, settings=ProbeSettings(epochs=2)))
+    assert "after epochs 1, 2, batch" in text
 
 
 def test_the_command_prints_a_table_and_says_where_the_probe_is(
@@ -205,3 +216,12 @@ def test_the_command_prints_a_table_and_says_where_the_probe_is(
     assert f"{mean:.2f}" in done.stdout
     assert "x0.1 after epochs 1, 2, 3, batch 64" in done.stdout
     assert f"results  {Path('dcd_runs/tiny-to-photos').absolute()}" in done.stdout
+
+
+def test_the_command_refuses_a_learning_rate_of_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "transfer", "x", "--data", "digits", "--lr", "0"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("error: --lr 0: the probes' learning rate must be finite and above 0\n")
