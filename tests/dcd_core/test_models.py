@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dcd_core import MODELS, FeatureModel, build_model
+from dcd_core.models.stages import stage_ends
 
 FINGERPRINTS: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "fixtures" / "model_fingerprints.json").read_text()
@@ -59,6 +61,21 @@ def test_names_and_shapes_of_parameters_are_the_published_ones(name: str) -> Non
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert shapes == expected["keys"]
     assert sum(p.numel() for p in model.parameters()) == expected["params"]
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_operations_and_stages_are_those_of_the_published_architecture(name: str) -> None:
+    expected = FINGERPRINTS[name]
+    model = _without_weights(name).eval()
+    shapes: list[list[int]] = []
+    for path in stage_ends(model):
+        model.get_submodule(path).register_forward_hook(
+            lambda module, args, output: shapes.append(list(output.shape[1:]))
+        )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 32, 32, device="meta"))
+    assert counter.get_total_flops() == 2 * expected["macs_32"]
+    assert shapes == expected["stage_shapes"]
 
 
 @pytest.mark.parametrize("name", FINGERPRINTS)
