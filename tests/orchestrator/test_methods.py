@@ -175,11 +175,15 @@ def test_the_teacher_s_cache_is_off_where_intermediate_features_are_compared(nam
 
 def test_the_documentation_shows_each_method_with_its_defaults() -> None:
     text = (REPOSITORY / "docs" / "methods.md").read_text()
-    shown = {}
+    shown, plain = {}, []
     for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
         values = yaml.safe_load(block)["objective"]
         if "method_weight" in values:
             shown[values["method"]] = objective(**values)
+        else:  # what is shown is the default
+            assert objective(**values) == objective(method=values["method"])
+            plain.append(values["method"])
+    assert plain[1:] == ["ce", "kd", "dcd"]  # the first block is the page's example
     assert list(shown) == list(dict.fromkeys([*shown, *NAMES]))
     assert shown.keys() == METHODS.keys()
     for name, spec in shown.items():
