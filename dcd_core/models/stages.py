@@ -10,6 +10,9 @@ from torch import nn
 from dcd_core.models.mobilenet_v2 import MobileNetV2
 from dcd_core.models.vgg import VGG
 
+# Of torchvision's, by name, because to import it takes long: the last blocks at a quarter, an eighth,
+# a sixteenth and a thirty-second of the size, as those of its ResNets.
+_MOBILE_NET_V2 = ("torchvision.models.mobilenetv2", "MobileNetV2")
 _NAMED = re.compile(r"(layer|block|stage)[1-9]")
 
 
@@ -17,7 +20,8 @@ def stage_ends(model: nn.Module) -> list[str]:
     """Dotted paths of the modules whose outputs end the stages, first to last.
 
     Those of the CRD protocol for the built-in models. Of any other model, the children that are
-    called ``layer1``, ``layer2`` and so on, as in torchvision's ResNets, or ``block`` or ``stage``.
+    called ``layer1``, ``layer2`` and so on, as in torchvision's ResNets, or ``block`` or ``stage``,
+    and of torchvision's MobileNetV2 the last blocks of each size.
 
     Args:
         model: the classifier.
@@ -29,6 +33,8 @@ def stage_ends(model: nn.Module) -> list[str]:
         return ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
     if isinstance(model, VGG):
         return ["block1", "block2", "block3", "block4"]
+    if (type(model).__module__, type(model).__name__) == _MOBILE_NET_V2:
+        return ["features.3", "features.6", "features.13", "features.17"]
     return [name for name, _ in model.named_children() if _NAMED.fullmatch(name)]
 
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from tiny import TinyNet
 from torch import Tensor, nn
 
@@ -107,6 +108,20 @@ def test_the_stages_of_every_built_in_model_are_known(name: str) -> None:
     assert sizes[-1] < sizes[0]
     if name == "resnet8x4":
         assert shapes == ((64, 32, 32), (128, 16, 16), (256, 8, 8))
+
+
+def test_the_stages_of_torchvision_s_networks_for_imagenet_have_the_same_sizes() -> None:
+    with torch.device("meta"):
+        teacher, student = torchvision.models.resnet50(), torchvision.models.mobilenet_v2()
+    sizes: dict[str, list[int]] = {"teacher": [], "student": []}
+    own, wanted = default_hints(student, teacher, "stages")
+    for name, model, paths in (("student", student, own), ("teacher", teacher, wanted)):
+        for path in paths:
+            model.get_submodule(path).register_forward_hook(
+                lambda module, args, output, name=name: sizes[name].append(output.shape[2])
+            )
+        model.eval()(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert sizes == {"teacher": [56, 28, 14, 7], "student": [56, 28, 14, 7]}
 
 
 def test_stages_are_paired_from_the_last_one_backwards() -> None:
