@@ -10,8 +10,8 @@ from torch import nn
 from dcd_core.models.mobilenet_v2 import MobileNetV2
 from dcd_core.models.vgg import VGG
 
-# torchvision's, by name, because to import it takes long: the last blocks at a quarter, an eighth, a
-# sixteenth and a thirty-second of the size, as those of its ResNets.
+# torchvision's, by name, because to import it takes long: the last blocks at a quarter, an eighth,
+# a sixteenth and a thirty-second of the size, as those of its ResNets.
 _MOBILE_NET_V2 = ("torchvision.models.mobilenetv2", "MobileNetV2")
 _NAMED = re.compile(r"(layer|block|stage)[1-9]")
 
