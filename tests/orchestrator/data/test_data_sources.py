@@ -14,30 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torchvision
 from PIL import Image
+from read_sources import everything, read, refusal
 
 from orchestrator.data.folders import IMAGE_EXTENSIONS
-from orchestrator.data.raw import RawData, RawImages
-from orchestrator.data.sources import read_source
-from orchestrator.errors import UserError
-from orchestrator.spec import DataSpec
+from orchestrator.data.raw import RawImages
 
 Write = Callable[..., Path]
-
-
-def read(**options: Any) -> RawData:
-    return read_source(DataSpec(**options))
-
-
-def refusal(**options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(**options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def everything(images: RawImages) -> list[Any]:
-    return list(images.read(np.arange(len(images.labels))))
 
 
 # digits

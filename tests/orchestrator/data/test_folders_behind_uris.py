@@ -12,32 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from pyarrow.fs import FileSystem, LocalFileSystem, SubTreeFileSystem
+from read_sources import everything, read, refusal
 
 from orchestrator.data import ImageSet, StreamedSet, load_dataset
 from orchestrator.data.decode import decode_stream
-from orchestrator.data.raw import RawData, RawImages
 from orchestrator.data.reading import read_tasks
 from orchestrator.data.sources import read_source
 from orchestrator.errors import UserError
 from orchestrator.spec import DataSpec
 
 Write = Callable[..., Path]
-
-
-def read(**options: Any) -> RawData:
-    return read_source(DataSpec(**options))
-
-
-def refusal(**options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(**options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def everything(images: RawImages) -> list[Any]:
-    return list(images.read(np.arange(len(images.labels))))
 
 
 @pytest.fixture

@@ -17,26 +17,13 @@ import numpy as np
 import pytest
 import torchvision
 from fashion import FOLDER, needs_images
+from read_sources import read, refusal
 
 from orchestrator.data import load_dataset
-from orchestrator.data.raw import RawData, RawImages
-from orchestrator.data.sources import read_source
-from orchestrator.errors import UserError
+from orchestrator.data.raw import RawImages
 from orchestrator.spec import DataSpec
 
 Write = Callable[..., Path]
-
-
-def read(**options: Any) -> RawData:
-    return read_source(DataSpec(**options))
-
-
-def refusal(**options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(**options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def pixels(images: RawImages, positions: list[int]) -> np.ndarray:
