@@ -10,13 +10,13 @@ from orchestrator.build import student_pixels
 from orchestrator.checkpoint_file import load_weights, read_state_dict
 from orchestrator.data import Dataset
 from orchestrator.evaluation import PixelStatistics
-from orchestrator.given_model import MLFLOW, Given, Source
+from orchestrator.given_model import Given, Source
 from orchestrator.inputs import known_teacher
 from orchestrator.mlflow_run import KEY_TAG
 from orchestrator.places import Places
 from orchestrator.sources import build_network
 from orchestrator.spec import Experiment
-from orchestrator.student_model import load_student
+from orchestrator.student_model import build_student
 from orchestrator.tracking_files import REQUEST, STATE
 
 
@@ -34,25 +34,23 @@ class Classifier(NamedTuple):
     """(K,) its class for each of the data's; None for the same order."""
 
 
-def build_classifier(
-    given: Given, images: Experiment, dataset: Dataset, *, tracking_uri: str | None = None
-) -> Classifier:
+def build_classifier(given: Given, images: Experiment, dataset: Dataset) -> Classifier:
     """Build a network with its weights, for images.
 
     Args:
         given: what to build.
         images: the experiment whose `data` section the images come from.
         dataset: the images.
-        tracking_uri: where MLflow is, when not the default.
 
     Raises:
         UserError: it cannot be built, or its weights do not fit.
     """
     pixels = student_pixels(images.data, dataset)
-    if given.package is not None and given.package_at is not None:
-        network = load_student(given.package_at, tracking_uri=tracking_uri)
-        own = PixelStatistics(given.package.mean, given.package.std)
-        return Classifier(given.name, network, own, {"source": given.package.source})
+    if given.student is not None:
+        about = given.student.package
+        network = build_student(given.student, where=given.student_at or given.name)
+        own = PixelStatistics(about.mean, about.std)
+        return Classifier(given.name, network, own, {"source": about.source})
     if given.source is not None:
         network = _from_checkpoint(given.source, dataset)
         origin = {"source": given.source.source, "checkpoint": given.source.checkpoint}
@@ -71,9 +69,6 @@ def model_tags(given: Given, classifier: Classifier, *, places: Places) -> dict[
         given: the model.
         classifier: the same, built.
         places: where MLflow is.
-
-    Raises:
-        UserError: MLflow has the model, and does not say whose it is.
     """
     if places.tracking_uri is None:
         return {}
@@ -88,13 +83,9 @@ def model_tags(given: Given, classifier: Classifier, *, places: Places) -> dict[
             run_id = (given.folder.read_json(STATE) or {}).get("run_id")
             if run_id is not None:
                 tags["dcd.student.run_id"] = run_id
-    elif given.package_at is not None and given.package_at.startswith(MLFLOW):
-        from orchestrator.mlflow_origin import run_of_model
-
-        tags["dcd.student.model"] = given.package_at.removeprefix("mlflow:")
-        tags["dcd.student.run_id"] = run_of_model(
-            given.package_at, tracking_uri=places.tracking_uri
-        )
+    elif given.student is not None:
+        known = {"model": given.student.model_uri, "run_id": given.student.run_id}
+        tags |= {f"dcd.student.{key}": value for key, value in known.items() if value is not None}
     return tags
 
 

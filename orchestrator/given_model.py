@@ -18,7 +18,7 @@ from orchestrator.inputs import read_fit
 from orchestrator.places import storage_folder
 from orchestrator.spec import Experiment
 from orchestrator.storage import Folder
-from orchestrator.student_model import SOURCE_FILE, Package, read_package
+from orchestrator.student_model import SOURCE_FILE, Package, Student, read_student
 from orchestrator.timm_source import TIMM
 from orchestrator.torchvision_weights import TORCHVISION
 from orchestrator.tracking import is_group
@@ -38,20 +38,26 @@ class Source(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A classifier that was found and is not built yet: a student's package, an experiment's
-    teacher, or a checkpoint."""
+    """A classifier that was found and is not built yet: a student, an experiment's teacher, or a
+    checkpoint."""
 
     name: str
     """Short, for tables, folders and MLflow."""
-    package_at: str | None = None
-    """Where the package is; None without one."""
-    package: Package | None = None
+    student_at: str | None = None
+    """Where the student is; None without one."""
+    student: Student | None = None
+    """Read when it was found, since an alias of MLflow's may name another one at any time."""
     folder: Folder | None = None
     """Of the run that has left it."""
     experiment: Experiment | None = None
     """Of that run, or the one whose teacher it is."""
     source: Source | None = None
     """None but for a checkpoint."""
+
+    @property
+    def package(self) -> Package | None:
+        """All about the student but its weights."""
+        return self.student.package if self.student else None
 
     @property
     def in_channels(self) -> int | None:
@@ -94,8 +100,8 @@ def find_model(
         raise UserError("--num-classes is of a checkpoint's network: give --source too")
     if given.startswith(MLFLOW):
         location = _with_scheme(given)
-        package = read_package(location, tracking_uri=tracking_uri)
-        return Given(_base_name(location), package_at=location, package=package)
+        student = read_student(location, tracking_uri=tracking_uri)
+        return Given(_base_name(location), location, student)
     if given.endswith(YAML):
         return _teacher_in(load_experiment(given), storage)
     return _find_student(given, storage_folder(storage))
@@ -187,11 +193,11 @@ def _find_beside(given: Given, name: str, runs: Folder) -> Given:
 def _of_run(run: Folder, package: Folder) -> Given:
     """A package, with the run around it where there is one."""
     stored = run.read_json("spec.json")
-    about = read_package(package.location)
+    student = read_student(package.location)
     if stored is None:
-        return Given(_base_name(package.location), package.location, about)
+        return Given(_base_name(package.location), package.location, student)
     experiment = build_experiment(stored, where=f"{run.location}/spec.json")
-    return Given(experiment.name, package.location, about, run, experiment)
+    return Given(experiment.name, package.location, student, run, experiment)
 
 
 def _student_in(group: Folder, name: str) -> str:

@@ -161,6 +161,25 @@ def load_student(
         UserError: there is no student, or it cannot be rebuilt.
     """
     student = read_student(location, tracking_uri=tracking_uri)
+    network, package = build_student(student, where=location), student.package
+    if with_normalization:
+        network = RawImageClassifier(network, mean=package.mean, std=package.std)
+    return network.eval()
+
+
+def build_student(student: Student, *, where: str) -> nn.Module:
+    """Rebuild a student that was read, in eval mode on the CPU.
+
+    Args:
+        student: what was read.
+        where: its location, for messages.
+
+    Returns:
+        Normalised images (B, C, H, W) -> logits (B, K).
+
+    Raises:
+        UserError: it cannot be rebuilt.
+    """
     package = student.package
     network = build_network(
         package.source,
@@ -168,9 +187,7 @@ def load_student(
         num_classes=package.num_classes,
         in_channels=package.in_channels,
     )
-    load_weights(network, student.state, where=location)
-    if with_normalization:
-        network = RawImageClassifier(network, mean=package.mean, std=package.std)
+    load_weights(network, student.state, where=where)
     return network.eval()
 
 

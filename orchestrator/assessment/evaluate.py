@@ -91,7 +91,7 @@ def evaluate_model(request: Request, *, display: Display | None = None) -> Outco
     with display.step(f"{given.name}: reading images"):
         dataset = load_dataset(images.data)
     split = choose_split(dataset, request.split)
-    classifier = build_classifier(given, images, dataset, tracking_uri=places.tracking_uri or uri)
+    classifier = build_classifier(given, images, dataset)
     check_classes(given.name, check_images(given, classifier, dataset), dataset)
     tags = model_tags(given, classifier, places=places)
     notes = unknown_pixels(given, images)
@@ -135,7 +135,7 @@ def _teacher(
             if own is None:
                 return None
             found = own
-        teacher = build_classifier(found, images, dataset, tracking_uri=places.tracking_uri)
+        teacher = build_classifier(found, images, dataset)
         check_classes(f"its teacher {found.name}", check_images(found, teacher, dataset), dataset)
         if request.teacher is None:
             _check_same_weights(given, teacher)

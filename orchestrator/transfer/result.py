@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from orchestrator.reports.tables import (
     mean,
     text_table,
 )
+from orchestrator.schedule import lr_factor
 from orchestrator.transfer.probe import MOMENTUM, SCHEDULE, Probe, ProbeSettings
 
 
@@ -55,6 +56,8 @@ class Transfer(NamedTuple):
     settings: ProbeSettings
     feature_layer: str | None
     """Whose output the features are; None for the input of the classifier."""
+    notes: tuple[str, ...] = ()
+    """What was taken for granted."""
 
     @property
     def test_top1(self) -> list[float]:
@@ -90,6 +93,7 @@ def transfer_files(t: Transfer) -> dict[str, bytes | str]:
         "lr": t.settings.lr,
         "batch_size": t.settings.batch_size,
         "scores": [_score_values(score) for score in t.scores],
+        "notes": list(t.notes),
     }
     return {
         "transfer.json": json.dumps(values, indent=1),
@@ -129,7 +133,8 @@ def transfer_history(t: Transfer) -> dict[int, dict[str, float]]:
 def describe_transfers(transfers: Sequence[Transfer]) -> str:
     """A table with a row for each network; the first is the reference."""
     first, n = transfers[0], len(transfers[0].scores)
-    lines = ["", f"linear probes on {first.data}", _protocol(first.settings), ""]
+    lines = ["", f"linear probes on {first.data}", _protocol(first.settings)]
+    lines += [*(f"note: {note}" for t in transfers for note in t.notes), ""]
     lines.append(text_table(_table(transfers)))
     for other in transfers[1:]:
         pair = paired_difference(other.test_top1, first.test_top1)
@@ -181,14 +186,25 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def _protocol(settings: ProbeSettings) -> str:
-    ends = [math.ceil(share * settings.epochs) for share in SCHEDULE.milestones]
-    falls = ", ".join(map(str, dict.fromkeys(ends)))
+    lr = ", ".join([f"lr {settings.lr:g}", *_falls(settings.epochs)])
     return (
         f"features computed once without augmentation; {settings.epochs} epochs of SGD (momentum "
-        f"{MOMENTUM:g}, no weight decay), lr {settings.lr:g}, x{SCHEDULE.gamma:g} after epochs "
-        f"{falls}, batch {settings.batch_size}; scored at the epoch with the best validation top-1 "
-        "(of equal ones, the lowest loss)"
+        f"{MOMENTUM:g}, no weight decay), {lr}, batch {settings.batch_size}; scored at the epoch "
+        "with the best validation top-1 (of equal ones, the lowest loss)"
     )
+
+
+def _falls(epochs: int) -> list[str]:
+    """When the learning rate falls; in short runs, several falls are one."""
+    factors = [lr_factor(SCHEDULE, epoch=epoch, epochs=epochs) for epoch in range(epochs)]
+    falls: dict[str, list[int]] = {}
+    for done, (before, after) in enumerate(itertools.pairwise(factors), start=1):
+        if after != before:
+            falls.setdefault(f"x{after / before:g}", []).append(done)
+    return [
+        f"{factor} after {'epoch' if len(ends) == 1 else 'epochs'} {', '.join(map(str, ends))}"
+        for factor, ends in falls.items()
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,13 @@ from orchestrator.build import example_images
 from orchestrator.built_model import Classifier, build_classifier, model_tags
 from orchestrator.data import Dataset, Split, describe_counts, load_dataset
 from orchestrator.errors import UserError
-from orchestrator.given_images import asked_tracking, check_images, choose_split, images_for
+from orchestrator.given_images import (
+    asked_tracking,
+    check_images,
+    choose_split,
+    images_for,
+    unknown_pixels,
+)
 from orchestrator.given_model import Given, find_model
 from orchestrator.places import Places
 from orchestrator.progress import Display
@@ -123,9 +129,7 @@ def _read(request: Request, display: Display) -> list[_Backbone]:
             with display.step(f"{given.name}: reading images"):
                 datasets[section] = load_dataset(images.data)
         dataset = datasets[section]
-        classifier = build_classifier(
-            given, images, dataset, tracking_uri=places.tracking_uri or uri
-        )
+        classifier = build_classifier(given, images, dataset)
         check_images(given, classifier, dataset)
         network = _features_of(classifier, dataset, request.feature_layer)
         tags = model_tags(given, classifier, places=places)
@@ -192,6 +196,7 @@ def _transfer(request: Request, backbone: _Backbone, display: Display) -> Left:
         std=pixels.std,
         settings=request.settings,
         feature_layer=request.feature_layer,
+        notes=tuple(unknown_pixels(backbone.given, backbone.images)),
     )
     folder = leave_results(
         _measurement(request, backbone, transfer),

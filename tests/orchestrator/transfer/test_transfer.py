@@ -157,6 +157,9 @@ def test_a_teacher_and_a_checkpoint_transfer_too(
         str(teacher_file), source="test_transfer:teacher_network", num_classes=10, overrides=photos
     )
     assert teacher.transfer.test_top1 == checkpoint.transfer.test_top1
+    note = f"set data.normalize to what {checkpoint.transfer.name} was trained with"
+    assert note in describe_left([checkpoint]) and note not in describe_left([teacher])
+    assert note in json.loads(checkpoint.folder.read("transfer.json") or b"")["notes"][0]
 
 
 def teacher_network(num_classes: int) -> torch.nn.Module:
@@ -196,7 +199,7 @@ def test_each_fall_of_a_short_probes_learning_rate_is_told_once(
 ) -> None:
     train(teacher_file)
     text = describe_left(transfer("tiny", overrides=photos, settings=ProbeSettings(epochs=2)))
-    assert "after epochs 1, 2, batch" in text
+    assert "x0.01 after epoch 1, batch" in text
 
 
 def test_the_command_prints_a_table_and_says_where_the_probe_is(
