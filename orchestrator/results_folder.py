@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from orchestrator.data import Dataset, describe_counts
 from orchestrator.environment import describe_environment, git_commit
@@ -68,7 +69,11 @@ def data_name(images: Experiment) -> str:
     """The images in a word, for names of folders and runs."""
     data = images.data
     if data.source in ("imagefolder", "parquet") and data.path is not None:
-        return PurePosixPath(data.path).stem
+        path = data.path
+        if "://" in path:  # without keys and options
+            uri = urlsplit(path)
+            path = uri.netloc.rpartition("@")[2] + uri.path
+        return PurePosixPath(path).stem
     return data.source
 
 

@@ -21,6 +21,8 @@ class RemotePath:
     """In the file system."""
     scheme: str
     """Of the URI, for messages; what may follow in a URI, such as keys, is not repeated."""
+    setting: str
+    """Which names it, or a folder above it."""
 
     def __truediv__(self, name: str) -> RemotePath:
         return replace(self, path=f"{self.path}/{name}")
@@ -81,7 +83,7 @@ def open_uri(uri: str, *, setting: str) -> RemotePath:
             f"{setting}: {uri} cannot be opened ({cause(error)}): name a local path, or a URI that "
             "pyarrow.fs opens, such as s3://bucket/images"
         ) from error
-    return RemotePath(filesystem, path.rstrip("/"), uri.partition("://")[0])
+    return RemotePath(filesystem, path.rstrip("/"), uri.partition("://")[0], setting)
 
 
 @contextmanager
@@ -89,4 +91,4 @@ def _reading(path: RemotePath) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({cause(error)})") from error
+        raise UserError(f"{path.setting}: {path} cannot be read ({cause(error)})") from error

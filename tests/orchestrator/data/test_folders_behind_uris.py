@@ -130,5 +130,7 @@ def test_a_file_that_a_store_does_not_give_ends_the_run_and_is_not_skipped(
     (bucket / "bee" / "007.png").unlink()
 
     stream = decode_stream(data.train.read(np.arange(60)), size=None, crop=False, grey_to_rgb=False)
-    with pytest.raises(UserError, match=r"^store://bucket/bee/007.png: cannot be read \(FileNot"):
+    with pytest.raises(
+        UserError, match=r"^data.path: store://bucket/bee/007.png cannot be read \(FileN"
+    ):
         list(stream)
