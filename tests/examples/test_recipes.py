@@ -113,16 +113,27 @@ def jpeg(random: np.random.Generator, *, size: tuple[int, int]) -> bytes:
 
 
 def write_imagenet(root: Path) -> Path:
-    """Random JPEGs of several sizes in ImageNet's layout, of a few classes."""
+    """Random JPEGs of several sizes in ImageNet's layout, of as many classes."""
     random = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 2)):
-        for wnid in ("n01440764", "n01443537", "n01484850", "n01491361"):
-            folder = root / split / wnid
+    images = [jpeg(random, size=(260 + 20 * number, 300)) for number in range(6)]
+    for label in range(1000):
+        for split in ("train", "val"):
+            folder = root / split / f"n{label:08}"
             folder.mkdir(parents=True)
-            for number in range(count):
-                size = (260 + 20 * number, 300)
-                (folder / f"{wnid}_{number}.JPEG").write_bytes(jpeg(random, size=size))
+            for number in range(2):
+                name = f"n{label:08}_{number}.JPEG"
+                (folder / name).write_bytes(images[(label + number) % len(images)])
     return root
+
+
+def put_weights_where_torchvision_looks(name: str, torch_home: Path) -> dict[str, torch.Tensor]:
+    """A network of ImageNet's classes under the name of torchvision's own file."""
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    file = torch_home / "hub" / "checkpoints" / url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    state: dict[str, torch.Tensor] = torchvision.models.get_model(name).state_dict()
+    torch.save(state, file)
+    return state
 
 
 def write_stl10(root: Path) -> Path:
@@ -174,18 +185,12 @@ def test_a_recipe_for_imagenet_makes_two_steps(
     assert (given.train.epochs, given.train.batch_size) == (120, 256)
     assert (given.optimizer.lr, given.optimizer.weight_decay) == (0.1, 1e-4)
     assert given.schedule.milestones == (30, 60, 90)
-    # Its weights cannot be fetched here: a checkpoint of the same shape stands in for them.
-    weights = tmp_path / "teacher.pt"
-    torch.save(torchvision.models.get_model(teacher, num_classes=4).state_dict(), weights)
-    overrides = [
-        f"data.path={images}",
-        "teacher.weights=null",
-        f"teacher.checkpoint={weights}",
-        *TWO_STEPS,
-        "data.limit=8",
-        "train.batch_size=4",
-        "schedule.milestones=[0.5]",
-    ]
+    # A machine without a network has no pretrained ones: others of the same shapes.
+    torch_home = tmp_path / "torch"
+    put_weights_where_torchvision_looks(teacher, torch_home)
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    overrides = [f"data.path={images}", *TWO_STEPS]
+    overrides += ["data.limit=8", "train.batch_size=4", "schedule.milestones=[0.5]"]
     experiment = load_experiment(path, overrides)
     assert f"torchvision:{student}" in describe_plan(experiment)
     outcome = distill(experiment, display=Display(Console(file=io.StringIO())))
