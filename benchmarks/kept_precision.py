@@ -23,6 +23,7 @@ from orchestrator.build import (
     feature_layers,
     student_pixels,
 )
+from orchestrator.data import ImageSet
 from orchestrator.errors import UserError
 from orchestrator.evaluation import Images
 from orchestrator.experiment_file import load_experiment
@@ -61,6 +62,8 @@ def mean_losses(file: Path, overrides: list[str]) -> dict[str, dict[str, float]]
     objective = build_objective(experiment.objective)(1)
     pixels = student_pixels(experiment.data, dataset)
     recipe = build_recipe(experiment, pixels, precision=torch.float32, channels_last=False)
+    if not isinstance(dataset.train, ImageSet):
+        raise UserError("data.streaming: images that are held are needed: set it to false")
     images, labels, indices = Images.of(dataset.train)
     sums: dict[str, dict[str, float]] = {name: {} for name in DTYPES}
     order = sample_order(recipe.data_seed, 1, indices)
@@ -69,7 +72,8 @@ def mean_losses(file: Path, overrides: list[str]) -> dict[str, dict[str, float]]
         student_images = normalize(augmented, mean=pixels.mean, std=pixels.std)
         answers = live.run(augmented)
         for name, dtype in DTYPES.items():
-            logits, features = (part.to(dtype).float() for part in answers)
+            logits = answers.logits.to(dtype).float()
+            features = answers.features.to(dtype).float()
             output = distiller(
                 student_images, features if distiller.teacher_head is not None else None
             )

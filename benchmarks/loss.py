@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--json", help="where to write the numbers")
     args = parser.parse_args()
     if args.one is not None:
-        print(json.dumps(one(*args.one, args.repeats)))
+        print(json.dumps(one(args.one[0], args.one[1], args.repeats)))
         return
     print(describe_machine(machine()))
     rows, results = [], []

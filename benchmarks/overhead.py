@@ -44,7 +44,7 @@ from dcd_core import (
     train_step,
     use_channels_last_,
 )
-from orchestrator.data import load_dataset
+from orchestrator.data import ImageSet, load_dataset
 from orchestrator.experiment_file import load_experiment
 from orchestrator.journal import Journal
 from orchestrator.storage import Folder
@@ -55,6 +55,7 @@ def bare_loop(file: Path) -> list[float]:
     experiment = load_experiment(file)
     data, train = experiment.data, experiment.train
     dataset = load_dataset(data)
+    assert isinstance(dataset.train, ImageSet) and isinstance(dataset.val, ImageSet)
     images, labels, indices = (
         torch.tensor(values)
         for values in (dataset.train.images, dataset.train.labels, dataset.train.indices)

@@ -77,6 +77,7 @@ def without_exchange(batch_size: int, turns: int, args: argparse.Namespace) -> l
         batch_size=batch_size,
         precision=torch.float32,
         compiled=False,
+        graphed=False,
         device=torch.device("cpu"),
         cache=None,
     )

@@ -97,7 +97,12 @@ def search(folder: Path, name: str, precision: str, mode: str, args: argparse.Na
 def plain_loop(args: argparse.Namespace, num_images: int) -> float:
     """CPU-seconds of one plain loop over as many images as a trial sees, its loaders' included."""
     torch.set_num_threads(1)
-    train = plain(made_up_images(), networks(args.teacher, args.student), batch_size=64)
+    train = plain(
+        made_up_images(),
+        networks(args.teacher, args.student),
+        batch_size=64,
+        device=torch.device("cpu"),
+    )
     train(1)  # starts the loaders
     before = _cpu_seconds()
     train(num_images // 64)
