@@ -77,12 +77,12 @@ def write(path: Path, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def points(folder: Path) -> list[Point]:
+def points(folder: Path | str) -> list[Point]:
     """All points of a run's journal."""
     return Journal(Folder(str(folder))).points()
 
 
-def epochs(folder: Path) -> dict[int, dict[str, float]]:
+def epochs(folder: Path | str) -> dict[int, dict[str, float]]:
     """Metrics by epoch from a run's journal, without wall times."""
     found: dict[int, dict[str, float]] = {}
     for point in points(folder):
