@@ -1,6 +1,8 @@
 # make demo: distil a student on handwritten digits.  make test: run all checks.
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that run tests; those that start services are left to one of them.
+JOBS ?= 2
 BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -30,7 +32,7 @@ demo: $(VENV)/.installed
 
 test: lint types
 	@echo "==> tests"
-	@$(BIN)/python -m pytest
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: $(VENV)/.installed-test
 	@echo "==> format and lint"

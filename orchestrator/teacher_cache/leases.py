@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 from orchestrator.storage import Folder
 
 REMOTE_LEASE_S = 120.0
-"""A lease on an object store ends by itself, as nobody there can tell whether its holder lives."""
+"""A lease on an object store ends by itself, as nobody there can tell whether its holder lives. Its
+holder prolongs it in good time."""
 
 
 @contextlib.contextmanager
@@ -44,18 +46,37 @@ def local_lease(path: Path) -> Iterator[bool]:
 @contextlib.contextmanager
 def remote_lease(folder: Folder, name: str) -> Iterator[bool]:
     """The same by a file that says who holds the lease, and until when."""
-    mine, now = uuid.uuid4().hex, time.time()
-    if _read(folder, name)[1] > now:
+    mine = uuid.uuid4().hex
+    if _read(folder, name)[1] > time.time():
         yield False
         return
-    folder.write(name, json.dumps({"holder": mine, "until": now + REMOTE_LEASE_S}))
-    held = _read(folder, name)[0] == mine
+    _write(folder, name, mine)
+    if _read(folder, name)[0] != mine:
+        yield False
+        return
+    done = threading.Event()
+    prolonging = threading.Thread(target=_prolong, args=(folder, name, mine, done), daemon=True)
+    prolonging.start()
     try:
-        yield held
+        yield True
     finally:
+        done.set()
+        prolonging.join()
         with contextlib.suppress(OSError):
-            if held and _read(folder, name)[0] == mine:  # it may have ended by itself
+            if _read(folder, name)[0] == mine:  # it may have ended by itself
                 folder.delete(name)
+
+
+def _prolong(folder: Folder, name: str, holder: str, done: threading.Event) -> None:
+    while not done.wait(REMOTE_LEASE_S / 3):
+        with contextlib.suppress(OSError):  # the next time, perhaps
+            if _read(folder, name)[0] != holder:
+                return
+            _write(folder, name, holder)
+
+
+def _write(folder: Folder, name: str, holder: str) -> None:
+    folder.write(name, json.dumps({"holder": holder, "until": time.time() + REMOTE_LEASE_S}))
 
 
 def _read(folder: Folder, name: str) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.storage import Folder
+from orchestrator.teacher_cache import leases
 from orchestrator.teacher_cache import shelf as module
-from orchestrator.teacher_cache.leases import REMOTE_LEASE_S
 from orchestrator.teacher_cache.shelf import Piece, Shelf
 
 KEY, OTHER = "0" * 16, "1" * 16
@@ -214,6 +215,27 @@ def test_a_lease_ends_with_a_killed_holder(tmp_path: Path) -> None:
         assert mine
 
 
+def test_a_lease_on_an_object_store_is_prolonged_while_it_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "REMOTE_LEASE_S", 0.6)
+    folder = Folder("mock:///bucket/long")
+    name = f"{KEY}/{piece(1).name}.lease"
+    with Shelf(folder).lease(KEY, piece(1)) as held:
+        assert held
+        first = json.loads(folder.read(name) or b"")
+        deadline = time.monotonic() + 30
+        now = first
+        while now.get("until", 0.0) <= first["until"] + 0.6:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            now = json.loads(folder.read(name) or b"{}")
+        assert now["holder"] == first["holder"]
+    assert folder.read(name) is None
+    with Shelf(folder).lease(KEY, piece(1)) as mine:
+        assert mine
+
+
 def test_a_lease_on_an_object_store_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody there can tell whether its holder lives."""
     folder = Folder("mock:///bucket/leases")
@@ -222,6 +244,6 @@ def test_a_lease_on_an_object_store_ends_after_a_while(monkeypatch: pytest.Monke
     with Shelf(folder).lease(KEY, piece(1)) as mine:
         assert not mine
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + REMOTE_LEASE_S + 1)
+    monkeypatch.setattr(time, "time", lambda: now + leases.REMOTE_LEASE_S + 1)
     with Shelf(folder).lease(KEY, piece(1)) as mine:
         assert mine
