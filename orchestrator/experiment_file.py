@@ -16,7 +16,7 @@ from orchestrator.error_text import nearest
 from orchestrator.errors import UserError
 from orchestrator.spec import Experiment, cache_section
 from orchestrator.spec.methods import base_name, find_method, method_weights
-from search_spaces import parse_yaml
+from search_spaces import parse_yaml, yaml_fault
 
 # Sections and fields that say where a run happens, not what it computes; see `identity`.
 _PLACEMENT_SECTIONS = ("tracking", "storage")
@@ -183,7 +183,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: not valid YAML: {yaml_fault(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of sections, found {_short(values)}")
     return values

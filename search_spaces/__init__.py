@@ -22,7 +22,7 @@ from search_spaces._narrow import narrow
 from search_spaces._points import corner_points, first_point, grid_points, is_active
 from search_spaces._scheduler import Asha, Median, Pbt
 from search_spaces._space import Around, Space
-from search_spaces._yaml import parse_yaml
+from search_spaces._yaml import parse_yaml, yaml_fault
 
 __all__ = [
     "Around",
@@ -45,6 +45,7 @@ __all__ = [
     "load_space",
     "narrow",
     "parse_yaml",
+    "yaml_fault",
 ]
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -112,7 +113,7 @@ def _read_yaml(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: not valid YAML: {yaml_fault(error)}") from error
 
 
 def _first_mistake(error: ValidationError) -> str:

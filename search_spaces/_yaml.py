@@ -20,6 +20,20 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text and where, in a line."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    begun = ""
+    if error.context is not None:
+        begun = f" {error.context}"
+        if error.context_mark is not None and error.context_mark is not mark:
+            begun += f" that begins in line {error.context_mark.line + 1}"
+    return f"{where}{error.problem}{begun}"
+
+
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Before `<<` merges other mappings into this one, whose keys it may override.

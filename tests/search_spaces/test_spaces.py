@@ -191,7 +191,7 @@ def test_a_parameter_given_twice_is_refused(tmp_path: Path) -> None:
         "  optimizer.lr: {uniform: [0.1, 0.2]}\n"
         "  optimizer.lr: {uniform: [0.3, 0.4]}\n"
     )
-    with pytest.raises(ValueError, match=r"the key 'optimizer.lr' appears twice.*line 6"):
+    with pytest.raises(ValueError, match=r"line 6, .*the key 'optimizer.lr' appears twice"):
         load_space(path, Experiment)
 
 
