@@ -1,7 +1,7 @@
 # make demo: distil a student on handwritten digits.  make test: run all checks.
 PYTHON ?= python3
 VENV ?= .venv
-# Processes that run tests; those that start services are left to one of them.
+# Processes that run tests; those that start services are left to one of them (tests/conftest.py).
 JOBS ?= 2
 BIN := $(VENV)/bin
 SHELL := /bin/bash
@@ -32,7 +32,7 @@ demo: $(VENV)/.installed
 
 test: lint types
 	@echo "==> tests"
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(VENV)/.installed-test
 	@echo "==> format and lint"

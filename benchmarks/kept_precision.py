@@ -43,6 +43,8 @@ def mean_losses(file: Path, overrides: list[str]) -> dict[str, dict[str, float]]
     if inputs.teacher is None:
         raise UserError("teacher: one with a checkpoint is needed")
     dataset, teacher = inputs.dataset, inputs.teacher
+    if not isinstance(dataset.train, ImageSet):
+        raise UserError("data.streaming: images that are held are needed: set it to false")
     network = build_teacher(
         teacher.spec,
         num_classes=teacher.num_classes,
@@ -62,8 +64,6 @@ def mean_losses(file: Path, overrides: list[str]) -> dict[str, dict[str, float]]
     objective = build_objective(experiment.objective)(1)
     pixels = student_pixels(experiment.data, dataset)
     recipe = build_recipe(experiment, pixels, precision=torch.float32, channels_last=False)
-    if not isinstance(dataset.train, ImageSet):
-        raise UserError("data.streaming: images that are held are needed: set it to false")
     images, labels, indices = Images.of(dataset.train)
     sums: dict[str, dict[str, float]] = {name: {} for name in DTYPES}
     order = sample_order(recipe.data_seed, 1, indices)

@@ -10,13 +10,13 @@ from orchestrator.build import student_pixels
 from orchestrator.checkpoint_file import load_weights, read_state_dict
 from orchestrator.data import Dataset
 from orchestrator.evaluation import PixelStatistics
-from orchestrator.given_model import Given, Source
+from orchestrator.given_model import MLFLOW, Given, Source
 from orchestrator.inputs import known_teacher
 from orchestrator.mlflow_run import KEY_TAG
 from orchestrator.places import Places
 from orchestrator.sources import build_network
 from orchestrator.spec import Experiment
-from orchestrator.student_model import build_student
+from orchestrator.student_model import rebuild_student
 from orchestrator.tracking_files import REQUEST, STATE
 
 
@@ -48,7 +48,7 @@ def build_classifier(given: Given, images: Experiment, dataset: Dataset) -> Clas
     pixels = student_pixels(images.data, dataset)
     if given.student is not None:
         about = given.student.package
-        network = build_student(given.student, where=given.student_at or given.name)
+        network = rebuild_student(given.student, where=given.student_at or given.name)
         own = PixelStatistics(about.mean, about.std)
         return Classifier(given.name, network, own, {"source": about.source})
     if given.source is not None:
@@ -83,8 +83,10 @@ def model_tags(given: Given, classifier: Classifier, *, places: Places) -> dict[
             run_id = (given.folder.read_json(STATE) or {}).get("run_id")
             if run_id is not None:
                 tags["dcd.student.run_id"] = run_id
-    elif given.student is not None:
-        known = {"model": given.student.model_uri, "run_id": given.student.run_id}
+    elif given.student is not None and given.student_at is not None:
+        asked = given.student_at if given.student_at.startswith(MLFLOW) else None
+        model = given.student.model_uri or asked
+        known = {"model": model, "run_id": given.student.run_id}
         tags |= {f"dcd.student.{key}": value for key, value in known.items() if value is not None}
     return tags
 

@@ -201,7 +201,9 @@ def parse_override(override: str, *, option: str = "--set") -> tuple[str, Any]:
     try:
         return path.strip(), parse_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{option} {override}: the value is not valid YAML") from error
+        raise UserError(
+            f"{option} {override}: the value is not valid YAML: {yaml_fault(error)}"
+        ) from error
 
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,13 +40,25 @@ DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 
-_LOCAL_ENVIRONMENT = {
+_UNSEEN = {
     # What only a dashboard shows. Each of Ray's dozen processes spends time on it.
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
 }
-"""Of a Ray that is started here without a dashboard."""
+"""Turned off in a Ray that is started here without a dashboard."""
+
+
+@contextmanager
+def _set_where_unset(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for what is started meanwhile."""
+    new = {key: value for key, value in settings.items() if key not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for key in new:
+            del os.environ[key]
 
 
 @contextmanager
@@ -75,10 +87,8 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         else:
             if dashboard:
                 options |= {"dashboard_host": "127.0.0.1", "dashboard_port": _free_port()}
-            else:
-                for key, value in _LOCAL_ENVIRONMENT.items():
-                    os.environ.setdefault(key, value)
-            ray.init(address="local", include_dashboard=dashboard, **options)
+            with _set_where_unset({} if dashboard else _UNSEEN):
+                ray.init(address="local", include_dashboard=dashboard, **options)
     try:
         yield
     finally:

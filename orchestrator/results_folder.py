@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from orchestrator.data import Dataset, describe_counts
 from orchestrator.environment import describe_environment, git_commit
@@ -72,8 +72,9 @@ def data_name(images: Experiment) -> str:
         path = data.path
         if "://" in path:  # without keys and options
             uri = urlsplit(path)
-            path = uri.netloc.rpartition("@")[2] + uri.path
-        return PurePosixPath(path).stem
+            path = uri.netloc.rpartition("@")[2] + unquote(uri.path)
+        last = PurePosixPath(path)
+        return last.stem if last.suffix == ".parquet" else last.name
     return data.source
 
 

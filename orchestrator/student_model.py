@@ -161,13 +161,13 @@ def load_student(
         UserError: there is no student, or it cannot be rebuilt.
     """
     student = read_student(location, tracking_uri=tracking_uri)
-    network, package = build_student(student, where=location), student.package
+    network, package = rebuild_student(student, where=location), student.package
     if with_normalization:
         network = RawImageClassifier(network, mean=package.mean, std=package.std)
     return network.eval()
 
 
-def build_student(student: Student, *, where: str) -> nn.Module:
+def rebuild_student(student: Student, *, where: str) -> nn.Module:
     """Rebuild a student that was read, in eval mode on the CPU.
 
     Args:

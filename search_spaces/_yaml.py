@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -17,21 +18,36 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: the text is not valid, or a mapping has a key twice.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise yaml.YAMLError(
+            f"line {line}: the character #x{error.character:02x} is not allowed"
+        ) from error
+
+
+def _built(loader: yaml.SafeLoader, node: yaml.ScalarNode, kind: str) -> Any:
+    """What a text stands for, where PyYAML lets fail what it takes for a date or a number."""
+    try:
+        return getattr(yaml.SafeLoader, f"construct_yaml_{kind}")(loader, node)
+    except ValueError as error:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value!r} is no {kind} ({error})", node.start_mark
+        ) from error
 
 
 def yaml_fault(error: yaml.YAMLError) -> str:
     """What is wrong with a YAML text and where, in a line."""
     if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
-    mark = error.problem_mark or error.context_mark
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-    begun = ""
-    if error.context is not None:
-        begun = f" {error.context}"
-        if error.context_mark is not None and error.context_mark is not mark:
-            begun += f" that begins in line {error.context_mark.line + 1}"
-    return f"{where}{error.problem}{begun}"
+        return " ".join(str(error).split())
+    mark, context = error.problem_mark or error.context_mark, error.context
+    where = f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else None
+    begun = error.context_mark
+    if context is not None and begun is not None and mark is not None and begun.line < mark.line:
+        context += f" (line {begun.line + 1})"
+    said = ", ".join(filter(None, [context, error.problem]))
+    return ": ".join(filter(None, [where, said]))
 
 
 class _Loader(yaml.SafeLoader):
@@ -55,3 +71,6 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("+-.0123456789"),
 )
+
+for _kind in ("timestamp", "int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", functools.partial(_built, kind=_kind))

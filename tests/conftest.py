@@ -1,19 +1,62 @@
-"""Its being here puts this folder on the path, for what tests of several folders share."""
+"""What all tests share. Its being here puts this folder on the path, for the modules in it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from torch import Tensor
 
-INTEGRATION = Path(__file__).parent / "integration"
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
+SERVICES = "tests/integration/"
+"""Where tests start Ray, MLflow and the like."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that start services are one group: pytest-xdist never runs two of them at once."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        marked = any(item.get_closest_marker(name) for name in ("ray", "mlflow", "browser"))
-        if marked or INTEGRATION in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("services"))
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Networks this small lose time to the exchange between threads, and the number of threads
+    decides the last digits."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], dict[str, Tensor]]:
+    """Puts random weights where torchvision keeps what it has downloaded before."""
+
+    from torchvision import models
+
+    def put(name: str, weights: str) -> dict[str, Tensor]:
+        auxiliary = name in ("googlenet", "inception_v3")
+        extra = {"init_weights": False} if auxiliary else {}
+        state: dict[str, Tensor] = models.get_model(name, **extra).state_dict()
+        url = models.get_model_weights(name)[weights].url
+        folder = tmp_path / "hub" / "checkpoints"
+        folder.mkdir(parents=True)
+        torch.save(state, folder / url.rpartition("/")[2])
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        return state
+
+    return put
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """One process of pytest-xdist runs all tests that start services, one after the other.
+
+    ``--dist loadgroup``, which is meant for this, groups nothing with pytest 9.2 and xdist 3.8.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ServicesTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "services" if nodeid.startswith(SERVICES) else nodeid
+
+    return ServicesTogether(config, log)

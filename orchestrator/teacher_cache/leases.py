@@ -70,8 +70,8 @@ def remote_lease(folder: Folder, name: str) -> Iterator[bool]:
 def _prolong(folder: Folder, name: str, holder: str, done: threading.Event) -> None:
     while not done.wait(REMOTE_LEASE_S / 3):
         with contextlib.suppress(OSError):  # the next time, perhaps
-            if _read(folder, name)[0] != holder:
-                return
+            if _read(folder, name)[0] not in (holder, ""):
+                return  # it had ended, and another has it
             _write(folder, name, holder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -140,12 +141,18 @@ def descendants(process: int) -> list[psutil.Process]:
 
 
 def train_workers() -> list[psutil.Process]:
-    """Ray Train's worker processes on this machine, by the title that Ray gives them."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if process.info["cmdline"] and process.info["cmdline"][0] == "ray::RayTrainWorker"
-    ]
+    """Ray Train's worker processes below this one, oldest first."""
+    return titled("ray::RayTrainWorker")
+
+
+def titled(start: str) -> list[psutil.Process]:
+    """Processes below this one by the start of the title that Ray gives them, oldest first."""
+    found = []
+    for process in descendants(os.getpid()):
+        with contextlib.suppress(psutil.Error):
+            if (process.cmdline() or [""])[0].startswith(start):
+                found.append(process)
+    return sorted(found, key=lambda process: process.create_time())
 
 
 def wait_until_gone(processes: list[psutil.Process], *, timeout: float = 60) -> None:

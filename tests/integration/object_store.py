@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -42,7 +42,7 @@ class ObjectStore:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}", timeout=2):
                     return self
-            except (urllib.error.URLError, OSError):
+            except OSError:
                 time.sleep(0.1)
         self._end()
         raise RuntimeError(f"no object store: {self._log.read_text()[-2000:]}")
@@ -67,5 +67,6 @@ class ObjectStore:
                     stream.write(path.read_bytes())
 
     def _end(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

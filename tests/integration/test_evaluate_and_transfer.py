@@ -10,9 +10,17 @@ from typing import Any
 
 import digits
 import pytest
+import torch
 from digit_folder import save_digits
 from mlflow import MlflowClient
 from mlflow_server import MlflowServer
+
+from orchestrator.built_model import build_classifier, model_tags
+from orchestrator.data import load_dataset
+from orchestrator.given_images import images_for
+from orchestrator.given_model import find_model
+from orchestrator.places import find_places
+from orchestrator.student_model import read_weights
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.slow]
 
@@ -99,6 +107,31 @@ def test_a_registered_student_is_evaluated_and_transferred_by_its_mlflow_name(
     runs = tracked(database(workplace), "evaluation") + tracked(database(workplace), "transfer")
     linked = [r.data.tags["dcd.student.run_id"] for r in runs if "dcd.student.model" in r.data.tags]
     assert linked == [student.info.run_id] * 3
+
+
+def test_a_model_stays_the_one_that_its_alias_named_when_it_was_found(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    place = database(workplace)
+    (student,) = tracked(place, "student")
+    given = find_model("mlflow:models:/digit-student@champion", tracking_uri=place)
+    client = MlflowClient(place)
+    client.delete_registered_model_alias("digit-student", "champion")
+    try:
+        images = images_for(given, data="run.yaml")
+        classifier = build_classifier(given, images, load_dataset(images.data))
+        tags = model_tags(
+            given, classifier, places=find_places(images)._replace(tracking_uri=place)
+        )
+    finally:
+        client.set_registered_model_alias("digit-student", "champion", "1")
+    assert tags["dcd.student.run_id"] == student.info.run_id
+    assert tags["dcd.student.model"].startswith("models:/m-")
+    own = read_weights("dcd_runs/run")
+    assert all(
+        torch.equal(own[key], value) for key, value in classifier.network.state_dict().items()
+    )
 
 
 def test_a_transfer_is_a_run_with_curves_and_the_probe_and_waits_for_a_dead_server(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import digits
-import psutil
 import pytest
 import ray
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -185,8 +184,7 @@ def held() -> list[str]:
 
 def cleaners() -> int:
     """How many processes there are that Ray Train starts to clean up after its controllers."""
-    titles = ((p.info["cmdline"] or [""])[0] for p in psutil.process_iter(["cmdline"]))
-    return sum(title.startswith("ray::PlacementGroupCleaner") for title in titles)
+    return len(digits.titled("ray::PlacementGroupCleaner"))
 
 
 def test_trials_that_are_stopped_early_give_way_to_the_next(setup: Setup) -> None:

@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -321,11 +320,9 @@ def test_a_signal_ends_the_program_with_its_code_and_the_printed_command_goes_on
         for line in process.stderr:
             if line.startswith("epoch 1/"):
                 break
-        started = time.monotonic()
         process.send_signal(number)
         rest = process.stderr.read()
         assert process.wait(30) == code
-        assert time.monotonic() - started < 3
     finally:
         process.kill()
         process.wait()

@@ -147,11 +147,17 @@ def test_an_ignored_weight_is_told_with_its_section(write: Any) -> None:
     [
         ("", "expected a mapping of sections, found None"),
         ("- a\n- b", "expected a mapping of sections, found ['a', 'b']"),
-        ("name: [", "not valid YAML: line 1, column 8: expected the node content"),
-        ("name: x\ndata: [1,\n b: 2", "line 3, column 6: expected ',' or ']'"),
-        ("name: x\0", "not valid YAML: unacceptable character #x0000"),
+        ("name: [", "not valid YAML: line 1, column 8: while parsing a flow node, expected"),
+        (
+            "name: x\ndata: [1,\n b: 2",
+            "while parsing a flow sequence (line 2), expected ',' or ']'",
+        ),
+        ("name: x\n\0", "not valid YAML: line 2: the character #x00 is not allowed"),
         ("name: x\nname: y", "the key 'name' appears twice"),
         (MINIMAL + "train: {epochs: 1, epochs: 2}", "the key 'epochs' appears twice"),
+        ("name: 2001-99-99", "line 1, column 7: '2001-99-99' is no timestamp (month must be"),
+        ("name: !!int x", "line 1, column 7: 'x' is no int ("),
+        ("---\na: 1\n---\nb: 2", "line 3, column 1: expected a single document in the stream"),
         ("name: !!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
 )

@@ -231,7 +231,11 @@ def test_a_lease_on_an_object_store_is_prolonged_while_it_is_held(
             time.sleep(0.05)
             now = json.loads(folder.read(name) or b"{}")
         assert now["holder"] == first["holder"]
-    assert folder.read(name) is None
+        other = json.dumps({"holder": "another", "until": time.time() + 600})
+        folder.write(name, other)
+        time.sleep(0.5)
+    assert (folder.read(name) or b"").decode() == other
+    folder.delete(name)
     with Shelf(folder).lease(KEY, piece(1)) as mine:
         assert mine
 
@@ -239,11 +243,11 @@ def test_a_lease_on_an_object_store_is_prolonged_while_it_is_held(
 def test_a_lease_on_an_object_store_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody there can tell whether its holder lives."""
     folder = Folder("mock:///bucket/leases")
-    forgotten = Shelf(folder).lease(KEY, piece(1))
-    assert forgotten.__enter__()
+    name = f"{KEY}/{piece(1).name}.lease"
+    until = time.time() + leases.REMOTE_LEASE_S
+    folder.write(name, json.dumps({"holder": "one that has died", "until": until}))
     with Shelf(folder).lease(KEY, piece(1)) as mine:
         assert not mine
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + leases.REMOTE_LEASE_S + 1)
+    monkeypatch.setattr(time, "time", lambda: until + 1)
     with Shelf(folder).lease(KEY, piece(1)) as mine:
         assert mine
