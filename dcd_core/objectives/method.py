@@ -6,6 +6,7 @@ dimensions, C channels, h x w pixels of a feature map.
 
 from __future__ import annotations
 
+import abc
 import inspect
 import math
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ class Sizes(NamedTuple):
     """Decides what a method draws at random."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, abc.ABC):
     """A term of the loss that compares what student and teacher say of the same images.
 
     A subclass writes ``per_image`` and takes its hyperparameters as keywords of ``__init__``. Its
@@ -138,9 +139,9 @@ class Method(nn.Module):
             )
         return values + zero
 
+    @abc.abstractmethod
     def per_image(self, student: HintedOutput, lesson: Lesson) -> Tensor:
         """The term of each of this rank's images, (n,); their mean over all N is the loss."""
-        raise NotImplementedError
 
 
 def hyperparameters(method: type[Method]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from dcd_core import build_model
 from orchestrator.journal import Journal, Point
@@ -31,6 +34,13 @@ RAY_WARNINGS = [
     pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray"),
 ]
 """Marks for tests with a Ray in their own process."""
+
+
+def png(digit: np.ndarray) -> bytes:
+    """One of scikit-learn's digits as a file."""
+    stream = io.BytesIO()
+    Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def save_teacher(folder: Path) -> Path:

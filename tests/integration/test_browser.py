@@ -12,7 +12,7 @@ from pathlib import Path
 import digits
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import free_port
+from service import free_port
 
 pytestmark = [
     pytest.mark.browser,

@@ -15,7 +15,8 @@ import digits
 import psutil
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import MlflowServer, free_port
+from mlflow_server import MlflowServer
+from service import free_port
 
 from orchestrator import load_student
 

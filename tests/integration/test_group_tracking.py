@@ -20,7 +20,8 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow_server import MlflowServer, free_port
+from mlflow_server import MlflowServer
+from service import free_port
 
 from dcd_core import build_model
 from orchestrator.errors import UserError
@@ -245,7 +246,7 @@ def test_a_search_that_starts_while_the_server_is_down_is_nested_when_it_comes(
         trial = start_trial(group, name)
         started = time.monotonic()
         tracker.changed(trial)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 0.5
     wait_for(lambda: "the runs go on" in caplog.text)
     with server:
         wait_for(lambda: parents(tracked(group)) == {"0001": "search", "0002": "search"})
@@ -469,7 +470,7 @@ def test_closing_does_not_wait_for_a_server_that_hangs(storage: Folder) -> None:
         tracker.changed(trial)
         started = time.monotonic()
         report = tracker.close(0.7)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 1.2
         assert set(report.pending) == {group.location, trial.location}
     for thread in threading.enumerate():  # it must not reach the next test
         if thread.name.startswith("mlflow "):

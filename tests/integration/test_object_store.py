@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import digits
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from object_store import ObjectStore
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from orchestrator.distillation import distill
@@ -35,7 +32,7 @@ CACHED = "time/teacher_cached_percent"
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 digits as Parquet, and the same ones as files."""
     source, folder = load_digits(), tmp_path_factory.mktemp("images")
-    encoded = [_png(digit) for digit in source.images[:400]]
+    encoded = [digits.png(digit) for digit in source.images[:400]]
     labels = [int(label) for label in source.target[:400]]
     (folder / "parquet").mkdir()
     for start in (0, 250):
@@ -62,12 +59,6 @@ def store(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[Ob
         for bucket in ("runs", "answers"):
             running.put(tmp_path_factory.mktemp("nothing"), f"s3://{bucket}")
         yield running
-
-
-def _png(digit: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def experiment(data: dict[str, Any], **sections: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import threading
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.train
-from PIL import Image
 from ray.train.torch import TorchTrainer
 from sklearn.datasets import load_digits
 
@@ -47,7 +45,7 @@ def digits_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     for number, (num_images, group) in enumerate(ROW_GROUPS):
         rows = range(start, start + num_images)
-        images = [_png(source.images[row]) for row in rows]
+        images = [digits.png(source.images[row]) for row in rows]
         labels = [int(source.target[row]) for row in rows]
         table = pa.table({"image": images, "label": labels})
         pq.write_table(table, folder / f"{number}.parquet", row_group_size=group)
@@ -63,15 +61,9 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in range(600):
         class_folder = folder / str(source.target[row])
         class_folder.mkdir(exist_ok=True)
-        content = b"no picture" if row in (55, 444) else _png(source.images[row])
+        content = b"no picture" if row in (55, 444) else digits.png(source.images[row])
         (class_folder / f"{row:04}.png").write_bytes(content)
     return folder
-
-
-def _png(digit: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def data(path: Path, **options: Any) -> dict[str, Any]:

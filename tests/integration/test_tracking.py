@@ -22,7 +22,8 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import MlflowServer, free_port
+from mlflow_server import MlflowServer
+from service import free_port
 
 from orchestrator.journal import Journal
 from orchestrator.storage import Folder
@@ -591,7 +592,7 @@ def test_a_server_that_is_dead_from_the_start_costs_seconds_and_gets_everything_
     for step in range(1, 4):
         started = time.monotonic()
         Journal(run).append({"train/loss": 1 / step}, step=step)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 1
     finish(run, **{"test/top1": 70.0})
     started = time.monotonic()
     report = tracker.close(60)
@@ -625,7 +626,7 @@ def test_a_server_that_accepts_and_never_answers_holds_nobody_up(run: Folder) ->
         tracker.start()
         started = time.monotonic()
         report = tracker.close(1.0)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 1.5
         assert report.pending is not None
 
 
@@ -637,7 +638,7 @@ def test_a_server_that_hangs_after_its_first_sign_of_life_holds_nobody_up(run: F
         time.sleep(1.0)
         started = time.monotonic()
         report = tracker.close(1.0)
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 1.5
         assert report.pending is not None
     for thread in threading.enumerate():  # its environment must not reach the next test
         if thread.name.startswith("mlflow "):

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from mlflow_server import free_port, wait_until_free
+from service import free_port, wait_until_free
 
 from orchestrator.errors import RunFailed, UserError
 from orchestrator.journal import Journal

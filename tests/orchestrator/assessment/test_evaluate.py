@@ -133,10 +133,15 @@ def test_a_model_is_a_run_a_folder_a_package_a_checkpoint_or_an_experiments_teac
     by_name = evaluate("tiny").evaluation.model.quality
     for model in ("dcd_runs/tiny", "dcd_runs/tiny/student", str(Path("dcd_runs/tiny").absolute())):
         found = find_model(model)
-        assert found.package == find_model("tiny").package
-        assert found._replace(folder=None, student=None) == (
-            find_model("tiny")._replace(folder=None, student=None)
+        known = find_model("tiny")
+        assert found._replace(folder=None, student=None) == known._replace(
+            folder=None, student=None
         )
+        assert found.student is not None and known.student is not None
+        assert found.student._replace(state={}) == known.student._replace(state={})
+        assert found.student.state.keys() == known.student.state.keys()
+        for key, value in known.student.state.items():
+            assert torch.equal(found.student.state[key], value)
         assert found.folder is not None
         assert found.folder.location == str(Path("dcd_runs/tiny").absolute())
     moved = shutil.copytree("dcd_runs/tiny/student", tmp_path / "package")
