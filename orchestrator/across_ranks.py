@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,13 +56,17 @@ def train_across_ranks(distiller: Distiller, images: Tensor, *, ranks: Ranks) ->
         logger.info(
             "some of the student's parameters get no gradient: DDP looks for them each step"
         )
+    # Banks and queues are large, and equal on all ranks. No training step reads BatchNorm's running
+    # statistics, and each epoch ends with those of rank 0 on all. PyTorch 2.14 warns of an argument
+    # that is given, and has none yet that leaves buffers alone at the start too.
+    without_buffers: dict[str, Any] = {}
+    if distiller.method is not None:
+        without_buffers["broadcast_buffers"] = False
     return DistributedDataParallel(
         distiller,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
         find_unused_parameters=unused,
-        # Banks and queues are large, and equal on all ranks. No training step reads BatchNorm's
-        # running statistics, and each epoch ends with those of rank 0 on all.
-        broadcast_buffers=distiller.method is None,
+        **without_buffers,
     )
 
 
