@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 SERVICES = "tests/integration/"
 """Where tests start Ray, MLflow and the like."""
+WITHOUT_RAY = tuple(
+    f"{SERVICES}test_{name}.py"
+    for name in (
+        "browser",
+        "chains",
+        "evaluate_and_transfer",
+        "group_tracking",
+        "student_model",
+        "tracking",
+        "ui",
+    )
+)
+"""Modules there that start an MLflow server, but no Ray."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +62,9 @@ def downloaded(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """One process of pytest-xdist runs all tests that start services, one after the other.
+    """One process of pytest-xdist runs all tests that start Ray, one after the other.
+
+    Those that start other services are kept together too, because modules share what they start.
 
     ``--dist loadgroup``, which is meant for this, groups nothing with pytest 9.2 and xdist 3.8.
     """
@@ -57,6 +72,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
     class ServicesTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "services" if nodeid.startswith(SERVICES) else nodeid
+            if not nodeid.startswith(SERVICES):
+                return nodeid
+            return "other services" if nodeid.startswith(WITHOUT_RAY) else "Ray"
 
     return ServicesTogether(config, log)

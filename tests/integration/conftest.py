@@ -13,17 +13,20 @@ import pytest
 from mlflow_server import MlflowServer
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Processes of pytest-xdist share a folder; the first here is to be the only one."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+@pytest.fixture(scope="module", autouse=True)
+def _alone(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """No two processes of pytest-xdist, which share a folder, run a Ray at once."""
+    starts_ray = any(mark.name == "ray" for mark in request.node.iter_markers())
+    if "PYTEST_XDIST_WORKER" not in os.environ or not starts_ray:
         yield
         return
-    with (tmp_path_factory.getbasetemp().parent / "services.lock").open("w") as lock:
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pytest.fail("two processes run tests that start services: see tests/conftest.py")
+            pytest.fail("two processes run tests that start Ray: see tests/conftest.py")
         yield
 
 
