@@ -45,6 +45,10 @@ _UNSEEN = {
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
+    # Nobody is shown the workers' output as it comes, so new files of it are looked for once a
+    # minute, and not ten times a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
 }
 """Turned off in a Ray that is started here without a dashboard."""
 
