@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -60,7 +61,7 @@ def main() -> NoReturn:
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     sys.path.insert(0, os.getcwd())  # where a `module:function` of the user's own lies
     shown = sys.unraisablehook
-    sys.unraisablehook = lambda dropped: _deliver_again(dropped) or shown(dropped)
+    sys.unraisablehook = lambda dropped: _is_signal(dropped) or shown(dropped)
     try:
         app()
     except Interrupted as error:
@@ -243,29 +244,43 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """The first signal stops in order; further ones are ignored, as that takes a second or two."""
     for known in _ENDING:
         signal.signal(known, signal.SIG_IGN)
-    raise Interrupted(number)
+    error = Interrupted(number)
+    # It lives until `main` has caught it, unless a library's `except:` has, as some have around
+    # imports, or Python itself, as in a callback around a fork.
+    _under_way.append(weakref.ref(error, lambda _: _send_again(number)))
+    try:
+        raise error
+    finally:
+        del error  # or this frame, which its traceback keeps, would keep it
 
 
-def _deliver_again(dropped: UnraisableHookArgs) -> bool:
-    """Send a signal once more whose exception Python has dropped, as in a callback around a fork.
+_under_way: list[weakref.ref[Interrupted]] = []
 
-    Returns:
-        Whether it was one.
-    """
-    error = dropped.exc_value
-    if isinstance(error, Interrupted):
-        number = error.exit_code - 128
-    elif isinstance(error, SystemExit) and error.code == signal.SIGTERM:
-        number = signal.SIGTERM  # from Ray's own handler, while it starts
-    else:
-        return False
+
+def _send_again(number: int) -> None:
+    """Send a signal once more whose exception has come to nothing."""
+    _under_way.clear()
+    if threading.current_thread() is not threading.main_thread():
+        return
     for known in _ENDING:
         signal.signal(known, _interrupt)
-    # Not from in here, where it would be dropped again.
+    # Not from in here, where it would come to nothing again.
     again = threading.Timer(0.05, os.kill, (os.getpid(), number))
     again.daemon = True
     again.start()
-    return True
+
+
+def _is_signal(dropped: UnraisableHookArgs) -> bool:
+    """Whether an exception that Python drops stands for a signal, which then is sent once more."""
+    error = dropped.exc_value
+    if isinstance(error, Interrupted):
+        if all(known() is not error for known in _under_way):
+            _send_again(error.exit_code - 128)
+        return True
+    if isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        _send_again(signal.SIGTERM)  # from Ray's own handler, while it starts
+        return True
+    return False
 
 
 if __name__ == "__main__":
