@@ -1,7 +1,7 @@
 # make demo: distil a student on handwritten digits.  make test: run all checks.
 PYTHON ?= python3
 VENV ?= .venv
-# Processes that run tests; those that start services are left to one of them (tests/conftest.py).
+# Processes that run tests; those that start Ray are left to one of them (tests/conftest.py).
 JOBS ?= 2
 BIN := $(VENV)/bin
 SHELL := /bin/bash

@@ -47,6 +47,9 @@ app = typer.Typer(
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 """Signals that end a command in order; the last comes when a terminal is closed."""
 
+_under_way: list[weakref.ref[Interrupted]] = []
+"""What the last signal has raised; see `_interrupt`."""
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -252,9 +255,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         raise error
     finally:
         del error  # or this frame, which its traceback keeps, would keep it
-
-
-_under_way: list[weakref.ref[Interrupted]] = []
 
 
 def _send_again(number: int) -> None:

@@ -70,10 +70,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ServicesTogether(LoadScopeScheduling):
+    class RayInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             if not nodeid.startswith(SERVICES):
                 return nodeid
             return "other services" if nodeid.startswith(WITHOUT_RAY) else "Ray"
 
-    return ServicesTogether(config, log)
+    return RayInOneProcess(config, log)

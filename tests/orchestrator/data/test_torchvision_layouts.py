@@ -115,7 +115,7 @@ def test_fashion_mnist_is_found_compressed_or_not_in_either_layout(
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x03abc"), "not one image and one label each"),
     ],
     # Compressed bytes tell the time, and processes that share tests must agree on their names.
-    ids=["not compressed", "cut off", "empty", "short", "wide", "too short", "no images"],
+    ids=["not gzip", "cut off", "empty", "half a head", "of floats", "too short", "no images"],
 )
 def test_a_damaged_idx_file_is_named(
     tmp_path: Path, write_fashion_mnist: Write, content: bytes, text: str
