@@ -117,6 +117,12 @@ def _check_conditions(space: Space, settings: dict[str, _Setting], *, where: str
                 _check_value(value, setting, place=place)
             if other not in space.parameters:
                 continue
+            if other == path:
+                raise ValueError(f"{place}: a setting cannot be its own condition: drop it")
+            if path in space.parameters[other].when:
+                raise ValueError(
+                    f"{place}: {path} and {other} are each other's condition: drop one of the two"
+                )
             if other not in above:
                 raise ValueError(f"{place}: a condition names a parameter above: move it up")
             if above[other].kind in ("uniform", "loguniform"):

@@ -47,8 +47,8 @@ class Space(Model):
     searcher: Literal["tpe", "random", "grid"] = "tpe"
     """What picks the next point: Optuna's TPE, chance, or every point of the grid."""
     trials: Annotated[int, Field(ge=1)] | None = None
-    """How many points are tried; not given for a grid, whose points are counted, nor for `pbt`,
-    whose population it would be."""
+    """How many points are tried, unless the search is told; not given for a grid, whose points are
+    counted, nor for `pbt`, whose population it would be."""
     around: Around | None = None
     """Makes this a space around a run: its domains are the widest allowed range, and `narrow` makes
     of them, and of a run's settings, the space that is searched."""
@@ -123,10 +123,6 @@ class Space(Model):
                     f"{parameter.kind} domain: make it {right}, or change the searcher"
                 )
         counted = self.searcher == "grid" or self.scheduler == "pbt"
-        if self.trials is None and not counted:
-            raise ValueError(
-                f"trials is missing: searcher {self.searcher!r} needs to know how many"
-            )
         if self.trials is not None and counted:
             raise ValueError(
                 "trials is not for scheduler 'pbt', which has pbt.population: drop it"

@@ -185,7 +185,7 @@ def count_trials(space: Space, base: Mapping[str, Any], wanted: int | None) -> i
     """How many trials there will be.
 
     Raises:
-        UserError: a number was asked for where the space decides.
+        UserError: a number was asked for where the space decides, or nobody gives one.
     """
     if space.searcher == "grid":
         if wanted is not None:
@@ -197,10 +197,13 @@ def count_trials(space: Space, base: Mapping[str, Any], wanted: int | None) -> i
                 "--trials: population based training trains the space's pbt.population: drop it"
             )
         return space.pbt.population
-    if wanted is None:
-        assert space.trials is not None
-        return space.trials
-    return wanted
+    number = space.trials if wanted is None else wanted
+    if number is None:
+        raise UserError(
+            "trials: the space does not say how many points are tried: give --trials N, or add "
+            "trials to the space"
+        )
+    return number
 
 
 def check_fits(space: Space, base: Experiment, dataset: Dataset, *, where: str) -> list[str]:

@@ -295,7 +295,6 @@ def test_a_grid_has_grid_domains_only_and_counts_its_own_trials(refusal: Refusal
     assert "parameters.optimizer.lr: searcher 'grid' cannot use a uniform domain" in message
     assert "searcher 'tpe' cannot use a grid domain" in refusal({"optimizer.lr": grid})
     assert "drop it" in refusal({"optimizer.lr": grid}, searcher="grid")
-    assert "trials is missing" in refusal({"optimizer.lr": uniform}, trials=None)
 
 
 def test_a_grid_without_trials_is_fine() -> None:
@@ -470,7 +469,7 @@ def test_a_condition_takes_one_value_or_several() -> None:
         ("objective.negatives", "other_class", "is outside the parameter's domain, choice ['all']"),
         ("optimizer.lr", 0.1, "has a uniform domain, which never hits one value"),
         ("objective.contrast", "sigmoid", "names a parameter above: move it up"),
-        ("objective.dcd_weight", 1.0, "names a parameter above"),  # itself
+        ("objective.dcd_weight", 1.0, "cannot be its own condition: drop it"),
     ],
 )
 def test_a_condition_that_cannot_be_decided_or_hold_is_refused(
@@ -486,6 +485,19 @@ def test_a_condition_that_cannot_be_decided_or_hold_is_refused(
     )
     assert message.startswith(f"parameters.objective.dcd_weight.when.{other}: ")
     assert rule in message
+
+
+def test_settings_that_are_each_others_condition_are_refused(refusal: Refusal) -> None:
+    message = refusal(
+        {
+            "objective.contrast": {**CONTRAST, "when": {"objective.negatives": "all"}},
+            "objective.negatives": {"choice": ["all"], "when": {"objective.contrast": "sigmoid"}},
+        }
+    )
+    assert message == (
+        "parameters.objective.contrast.when.objective.negatives: objective.contrast and "
+        "objective.negatives are each other's condition: drop one of the two"
+    )
 
 
 # The first point

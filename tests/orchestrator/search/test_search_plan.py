@@ -89,6 +89,9 @@ def test_trials_are_counted_by_the_space_the_user_or_the_grid() -> None:
     flat = flatten(experiment().model_dump())
     assert count_trials(space(), flat, None) == 8
     assert count_trials(space(), flat, 3) == 3
+    assert count_trials(space(trials=None), flat, 3) == 3
+    with pytest.raises(UserError, match="trials: the space does not say how many"):
+        count_trials(space(trials=None), flat, None)
     grid = space({"optimizer.lr": {"grid": [0.1, 0.2, 0.3]}}, searcher="grid", trials=None)
     assert count_trials(grid, flat, None) == 3
     with pytest.raises(UserError, match="--trials: a grid search tries every point"):
