@@ -9,9 +9,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import ray
 from ray.autoscaler.sdk import request_resources
 
@@ -96,7 +97,7 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        _shut_down()
 
 
 def live_nodes() -> list[Node]:
@@ -161,6 +162,26 @@ def check_storage_is_shared(*, storage_is_default: bool) -> None:
             f"storage.path: not set, and the cluster has {len(nodes)} nodes: name a folder "
             "that all of them reach (a shared mount or a URI such as s3://bucket/dcd)"
         )
+
+
+def _shut_down() -> None:
+    """Leave Ray. Where it was started here, none of its processes is left.
+
+    Those that are still connected to their raylet end with it. Others are on their way out, and
+    some deadlock there (in Ray 2.60's destructor of a worker's publisher) and would keep their
+    memory for ever. All that they did for us is done by then.
+    """
+    below: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == "raylet":
+                below += child.children(recursive=True)
+    try:
+        ray.shutdown()
+    finally:
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _join(options: dict[str, Any]) -> None:
