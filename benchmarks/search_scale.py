@@ -36,7 +36,7 @@ from orchestrator.experiment_file import build_experiment, flatten
 from orchestrator.inputs import read_inputs
 from orchestrator.places import find_places
 from orchestrator.progress import Display
-from orchestrator.ray_session import live_nodes
+from orchestrator.ray_session import end_ray, live_nodes
 from orchestrator.resources import WorkerResources, per_trial
 from orchestrator.search.source import INPUTS, SpaceSource
 from orchestrator.search.study import Study
@@ -267,7 +267,7 @@ def nodes(num_nodes: int, cpus: int) -> None:
                 )
                 assert found[1] == expected
     finally:
-        ray.shutdown()
+        end_ray()
         cluster.shutdown()
 
 

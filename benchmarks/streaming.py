@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks.record import describe_machine, machine, print_table, write_json
 from orchestrator.data import StreamedSet, load_dataset
-from orchestrator.ray_session import DRIVER_ENVIRONMENT
+from orchestrator.ray_session import DRIVER_ENVIRONMENT, end_ray
 from orchestrator.ray_train import this_rank
 from orchestrator.spec import DataSpec
 from orchestrator.streaming.opening import open_split
@@ -124,7 +124,7 @@ def run_epoch(spec: DataSpec, workers: int) -> Epoch:
         )
         trainer.fit()
         parts = [np.load(path) for path in sorted(Path(answers).glob("*.npz"))]
-    ray.shutdown()
+    end_ray()
     indices = np.concatenate([part["indices"] for part in parts]).tolist()
     return Epoch(indices, max(float(part["seconds"]) for part in parts), peak.most)
 

@@ -86,8 +86,9 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         "log_to_driver": False,
         "runtime_env": {"env_vars": {"PYTHONPATH": paths}},
     }
+    joined = joins_cluster()
     with _own_signal_handlers():
-        if joins_cluster():
+        if joined:
             _join(options)
         else:
             if dashboard:
@@ -97,7 +98,10 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        _shut_down()
+        if joined:
+            ray.shutdown()
+        else:
+            end_ray()
 
 
 def live_nodes() -> list[Node]:
@@ -164,8 +168,8 @@ def check_storage_is_shared(*, storage_is_default: bool) -> None:
         )
 
 
-def _shut_down() -> None:
-    """Leave Ray. Where it was started here, none of its processes is left.
+def end_ray() -> None:
+    """End a Ray that this process has started, with all of its processes.
 
     Those that are still connected to their raylet end with it. Others are on their way out, and
     some deadlock there (in Ray 2.60's destructor of a worker's publisher) and would keep their

@@ -35,7 +35,7 @@ def cluster() -> Iterator[str]:
     """A Ray with four CPUs, whatever this machine has."""
     import ray
 
-    from orchestrator.ray_session import DRIVER_ENVIRONMENT
+    from orchestrator.ray_session import DRIVER_ENVIRONMENT, end_ray
 
     kept = dict(os.environ)
     os.environ.update(DRIVER_ENVIRONMENT)
@@ -49,7 +49,7 @@ def cluster() -> Iterator[str]:
     )
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
     yield os.environ["RAY_ADDRESS"]
-    ray.shutdown()
+    end_ray()
     os.environ.clear()
     os.environ.update(kept)
 

@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler
 from orchestrator.experiment_file import build_experiment
 from orchestrator.journal import RESTARTS, Journal
 from orchestrator.places import Places
-from orchestrator.ray_session import DRIVER_ENVIRONMENT
+from orchestrator.ray_session import DRIVER_ENVIRONMENT, end_ray
 from orchestrator.resources import WorkerResources
 from orchestrator.runs import write_state
 from orchestrator.spec import Experiment
@@ -59,7 +59,7 @@ def machines() -> Iterator[Cluster]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield cluster
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    ray.shutdown()
+    end_ray()
     cluster.shutdown()
     os.environ.clear()
     os.environ.update(kept)

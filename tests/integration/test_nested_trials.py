@@ -28,6 +28,7 @@ from orchestrator.experiment_file import build_experiment
 from orchestrator.inputs import read_inputs
 from orchestrator.journal import RESTARTS, Journal
 from orchestrator.places import Places
+from orchestrator.ray_session import end_ray
 from orchestrator.resources import WorkerResources
 from orchestrator.storage import Folder
 from orchestrator.trials.engine import Setup, run_trials
@@ -86,7 +87,7 @@ def two_cpus(another_ray: None) -> Iterator[None]:
         logging_level=logging.ERROR,
     )
     yield
-    ray.shutdown()
+    end_ray()
     os.environ.clear()
     os.environ.update(kept)
 
